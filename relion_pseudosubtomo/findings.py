@@ -1,0 +1,183 @@
+"""What the checks of the input found: a list of errors and warnings, each with a short code.
+
+The codes are stable names; `docs/messages.md` lists each with what to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+#: code -> what to do about it, shown behind the message.
+ADVICE: dict[str, str] = {
+    # The command line
+    "bad-box": "Give even box sizes, --crop at most --b.",
+    "bad-option": "Correct the option.",
+    "option-combination": "Leave out one of the two.",
+    "odd-window": "An even --b times --bin agrees with RELION's own images.",
+    "fractional-window": "Use one of the box sizes named for exact scale and centre.",
+    "missing-input": "Give --i, or both --p and --t.",
+    "only-tomogram": "Give the name as it stands in the tomogram set.",
+    "output-directory": "Give another --o, or make that directory writable.",
+    "output-exists": "Give another --o, or remove the results there.",
+    # STAR files
+    "missing-file": "Start the program in the RELION project directory, or correct the path.",
+    "unreadable-file": "Check the permissions.",
+    "star-syntax": "Correct the file, or write it again with the program that made it.",
+    "missing-table": "Check that this is the right kind of file.",
+    "table-name": "The table is used all the same.",
+    "missing-column": "Add the column, or use the file of the job that writes it.",
+    "missing-value": "Fill in the value.",
+    "not-a-number": "Correct the value.",
+    "not-finite": "Correct the value, or remove the row.",
+    "bad-value": "Correct the value.",
+    "bad-vector": "Vectors are written [1,2,3], without spaces.",
+    "optimisation-set": "One optimisation set has one entry a file.",
+    # Tomograms
+    "no-tomograms": "Check that this is the right file.",
+    "duplicate-tomogram": "Give every tomogram a name of its own.",
+    "unsafe-name": "Rename: names become parts of output paths.",
+    "missing-size": "Add the sizes in unbinned pixels if particle coordinates rely on them.",
+    "odd-size": "As in RELION, coordinates and projections differ by half a pixel there.",
+    "global-rotation": "The tilt tables should hold it; check that it is the refined one.",
+    "deformation-ignored": "Add the model's type to use it.",
+    "no-frames": "Remove the tomogram, or complete its tilt table.",
+    "frame-count": "The tilt table and the image file have to list the same tilts.",
+    "image-missing": "Start the program in the RELION project directory, or restore the file.",
+    "image-unreadable": "Copy or make the file again.",
+    "image-index": "Correct the number or the stack.",
+    "image-size": "All images of one series have to have one size.",
+    "pixel-size": "The STAR file's is used; check which of the two is right.",
+    "dummy-images": "Nothing can be extracted from this export: give the tomogram set of a RELION "
+    "project with the aligned tilt series, or let WarpTools extract the particles.",
+    "volume-unreadable": "Reconstruct the tomogram, or correct the path.",
+    "tomogram-binning": "Reconstruct all tomograms with one binning factor.",
+    # Particles
+    "no-particles": "Check that particle and tomogram set belong together.",
+    "unknown-tomogram": "These particles are left out.",
+    "unused-tomogram": "Nothing is extracted from them.",
+    "duplicate-particle": "Make the names unique: trajectories and output files go by them.",
+    "optics-group": "Correct the group's number, or remove data_optics to have it made.",
+    "optics-disagree": "Make the two agree; images are corrected with the tomogram's values.",
+    # Trajectories
+    "trajectory-missing": "Use the trajectory set of these particles, or none.",
+    "trajectory-frames": "Use the trajectory set made with these tilt series.",
+    "trajectory-order": "Trajectories of very old files fit only the particle set they came with.",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or looks wrong, in the input.
+
+    Attributes
+    ----------
+    code : str
+        Short stable name, a key of `ADVICE`.
+    severity : {"error", "warning"}
+        Errors stop a run before any work; warnings do not.
+    message : str
+        `<what> in <file>[, table T][, row R]: expected <x>, found <y>`.
+    """
+
+    code: str
+    severity: str
+    message: str
+
+    def __str__(self) -> str:
+        """Return the line a user sees."""
+        return f"{self.severity} [{self.code}] {self.message}. {ADVICE[self.code]}"
+
+
+@dataclass
+class Findings:
+    """A growing list of findings; what is wrong is collected, not raised one at a time."""
+
+    items: list[Finding] = field(default_factory=list)
+
+    def error(self, code: str, what: str, **place: object) -> None:
+        """Add an error; `place` as for `describe`."""
+        self.items.append(Finding(code, "error", describe(what, **place)))
+
+    def warning(self, code: str, what: str, **place: object) -> None:
+        """Add a warning; `place` as for `describe`."""
+        self.items.append(Finding(code, "warning", describe(what, **place)))
+
+    def extend(self, other: Findings) -> None:
+        """Append the findings of another list."""
+        self.items.extend(other.items)
+
+    @property
+    def errors(self) -> list[Finding]:
+        """The findings that stop a run."""
+        return [finding for finding in self.items if finding.severity == "error"]
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The findings that do not stop a run."""
+        return [finding for finding in self.items if finding.severity == "warning"]
+
+    def __iter__(self) -> Iterator[Finding]:
+        """Iterate in the order in which things were found."""
+        return iter(self.items)
+
+
+def describe(
+    what: str,
+    *,
+    file: object = None,
+    table: str | None = None,
+    row: object = None,
+    line: object = None,
+    tomogram: str | None = None,
+    particle: str | None = None,
+    expected: object = None,
+    found: object = None,
+) -> str:
+    """Return `<what> in <file>, table T, row R, ...: expected <x>, found <y>`.
+
+    Parameters
+    ----------
+    what : str
+        What is wrong, without a full stop.
+    file, table, row, line, tomogram, particle
+        Where. Rows count from 1 within their table, lines from 1 within their file.
+    expected, found
+        What a good file holds there, and what this one does.
+    """
+    places = [
+        f"table {table or '(unnamed)'}" if table is not None else "",
+        f"row {row}" if row is not None else "",
+        f"line {line}" if line is not None else "",
+        f"tomogram {tomogram}" if tomogram is not None else "",
+        f"particle {particle}" if particle is not None else "",
+    ]
+    place = ", ".join(([f"in {file}"] if file is not None else []) + [p for p in places if p])
+    text = what if not place else f"{what} {place}" if file is not None else f"{what} ({place})"
+    values = [
+        f"expected {expected}" if expected is not None else "",
+        f"found {found}" if found is not None else "",
+    ]
+    value = ", ".join(v for v in values if v)
+    return f"{text}: {value}" if value else text
+
+
+def list_first(values: Iterable[object], limit: int = 10) -> str:
+    """Return the first values, and how many there are: `3, 4, 9, ... (25 in all)`."""
+    texts = [str(value) for value in values]
+    if len(texts) <= limit:
+        return ", ".join(texts)
+    return f"{', '.join(texts[:limit])}, ... ({len(texts)} in all)"
+
+
+def format_findings(findings: Findings, limit: int = 10) -> str:
+    """Return all findings, errors first, one a line, and of each code at most `limit`."""
+    lines: list[str] = []
+    counts: Counter[str] = Counter()
+    for finding in [*findings.errors, *findings.warnings]:
+        counts[finding.code] += 1
+        if counts[finding.code] <= limit:
+            lines.append(str(finding))
+    lines += [f"and {n - limit} more of [{code}]" for code, n in counts.items() if n > limit]
+    return "\n".join(lines)

@@ -1,0 +1,25 @@
+"""Trajectories: where each particle was in each frame, relative to its position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """A trajectory set matched to a particle set (spec 1.5).
+
+    Attributes
+    ----------
+    path : str
+        The file they were read from.
+    shifts : tuple of ndarray
+        One array a particle, in the particle set's order, shape (n_frames, 3), float64:
+        (x, y, z) in Angstrom in the tomogram's axes.
+    """
+
+    path: str
+    shifts: tuple[NDArray[np.floating], ...]
