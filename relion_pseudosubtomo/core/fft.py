@@ -1,0 +1,68 @@
+"""Fourier transforms: the only module that knows pyFFTW.
+
+Plans are estimated, never measured: a measured plan differs from process to process in its last
+bits, also between a run and its restart (spec 4.2). Every plan uses one thread and belongs to one
+thread of the program, with its own arrays. Transforms are not normalised; callers fold the factor
+into a weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyfftw
+from numpy.typing import NDArray
+
+#: A planned transform between two fixed arrays; `execute()` runs it without the GIL.
+Plan = Any
+
+
+def zeros(shape: tuple[int, ...], dtype: Any) -> NDArray:
+    """Return a zeroed array aligned for the widest vector unit."""
+    return pyfftw.zeros_aligned(shape, dtype=dtype, n=64)
+
+
+def plan_forward(source: NDArray, target: NDArray, axes: tuple[int, ...] = (-1,)) -> Plan:
+    """Return a plan of the forward transform, real or complex by the arrays' types."""
+    return _plan(source, target, axes, "FFTW_FORWARD")
+
+
+def plan_backward(source: NDArray, target: NDArray, axes: tuple[int, ...] = (-1,)) -> Plan:
+    """Return a plan of the backward transform; a complex-to-real one destroys `source`."""
+    return _plan(source, target, axes, "FFTW_BACKWARD")
+
+
+def _plan(source: NDArray, target: NDArray, axes: tuple[int, ...], direction: str) -> Plan:
+    return pyfftw.FFTW(
+        source,
+        target,
+        axes=axes,
+        direction=direction,
+        flags=("FFTW_ESTIMATE", "FFTW_DESTROY_INPUT"),
+        threads=1,
+    )
+
+
+def forward_3d(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
+    """Return the unitary half-complex transform of a real cube, shape (n, n, n/2 + 1)."""
+    n = volume.shape[0]
+    source = zeros(volume.shape, np.float32)
+    target = zeros((n, n, n // 2 + 1), np.complex64)
+    plan = plan_forward(source, target, axes=(0, 1, 2))
+    source[:] = volume
+    plan.execute()
+    target *= np.float32(n**-1.5)
+    return target
+
+
+def backward_3d(transform: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Return the unitary inverse of a half-complex transform of shape (n, n, n/2 + 1)."""
+    n = transform.shape[0]
+    source = zeros(transform.shape, np.complex64)
+    target = zeros((n, n, n), np.float32)
+    plan = plan_backward(source, target, axes=(0, 1, 2))
+    source[:] = transform
+    plan.execute()
+    target *= np.float32(n**-1.5)
+    return target

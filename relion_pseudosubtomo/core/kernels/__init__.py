@@ -1,0 +1,46 @@
+"""Inner loops: compiled where the extension was built, else their NumPy twins, with a warning.
+
+`numpy_twin` documents every kernel.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from relion_pseudosubtomo.core.kernels import numpy_twin
+
+try:
+    from relion_pseudosubtomo.core.kernels import _compiled as active  # type: ignore[attr-defined]
+except ImportError as error:  # built without a C compiler
+    active = numpy_twin
+    warnings.warn(
+        f"relion_pseudosubtomo: the compiled kernels cannot be used ({error}); the NumPy versions "
+        "run instead, some 20 times slower. Install a C compiler and reinstall the package.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+#: MRC mode -> type of the pixels that `copy_rows` reads.
+IMAGE_DTYPES = numpy_twin.IMAGE_DTYPES
+IS_COMPILED = active is not numpy_twin
+
+copy_rows = active.copy_rows
+transpose_rows = active.transpose_rows
+weight_slice = active.weight_slice
+mask_rows = active.mask_rows
+insert_slice = active.insert_slice
+unpack_volume = active.unpack_volume
+weight_cone = active.weight_cone
+
+__all__ = [
+    "IMAGE_DTYPES",
+    "IS_COMPILED",
+    "copy_rows",
+    "insert_slice",
+    "mask_rows",
+    "numpy_twin",
+    "transpose_rows",
+    "unpack_volume",
+    "weight_cone",
+    "weight_slice",
+]

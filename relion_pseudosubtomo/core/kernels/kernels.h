@@ -1,0 +1,39 @@
+/* Inner loops of the extraction. Half-complex slices are stored [kx][ky] (kx = 0..s/2 slowest, ky in
+ * FFT order fastest) because column transforms are twice as fast on contiguous columns; complex
+ * numbers are interleaved float32 pairs. Nothing here allocates, and nothing touches Python. */
+#ifndef PSEUDOSUBTOMO_KERNELS_H
+#define PSEUDOSUBTOMO_KERNELS_H
+
+#include <stdint.h>
+
+/* Data types of tilt images, numbered as MRC modes. */
+enum { PS_INT8 = 0, PS_INT16 = 1, PS_FLOAT32 = 2, PS_UINT16 = 6, PS_FLOAT16 = 12 };
+
+/* Coefficients of the CTF phase in turns: constant, kx^2, kx ky, ky^2, k^4 (k in 1/A). */
+typedef struct { double constant, xx, xy, yy, k4; } ps_ctf;
+
+int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
+                     int64_t corner_x, int64_t corner_y, int64_t row_length, int64_t n_rows,
+                     float *rows);
+
+void ps_transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_columns,
+                       int64_t first_row, int64_t column_length, float *columns);
+
+void ps_weight_slice(const float *columns, int64_t column_length, int64_t s, const float *ramp_x,
+                     const float *ramp_y, float sign, const ps_ctf *ctf, const double *kx,
+                     const double *ky, const float *gain, const double *even, const float *odd,
+                     const float *noise, float *slice, float *weight);
+
+void ps_mask_rows(float *rows, int64_t s, int64_t n, int64_t n_rows, double total,
+                  const int32_t *inside, double n_outside, int subtract, const float *taper);
+
+void ps_insert_slice(const float *slice, const float *weight, int64_t s, const int32_t *last_x,
+                     const double *u, const double *v, double scale, int64_t n, float *volume);
+
+void ps_unpack_volume(float *volume, int64_t n, float scale, float *data, float *weight,
+                      float *multiplicity);
+
+void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n,
+                    const double *rotation, double slope, double sig0);
+
+#endif

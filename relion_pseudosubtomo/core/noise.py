@@ -1,0 +1,105 @@
+"""Noise whitening from the power spectrum of the tilt images (spec 2.7)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo.core import fft
+from relion_pseudosubtomo.errors import InputError
+
+Floats = NDArray[np.floating]
+
+
+def noise_weight(image: NDArray, window: int) -> Floats:
+    """Return 1 / sqrt(power) of a tilt image by frequency bin.
+
+    Parameters
+    ----------
+    image : ndarray, shape (height, width)
+        The tilt image.
+    window : int
+        Box s0 in unbinned pixels: the side of the blocks that are averaged.
+
+    Returns
+    -------
+    ndarray, shape (s0 // 2 + 1,)
+        0 where there is no power.
+
+    Raises
+    ------
+    InputError
+        Where no block fits into the image.
+    """
+    height, width = image.shape
+    if window > min(height, width):
+        raise InputError(
+            f"--whiten needs tilt images of at least one window: expected {window} x {window} "
+            f"pixels or more, found {width} x {height}"
+        )
+    return _invert(radial_average(_mean_power(image, window)))
+
+
+def _mean_power(image: NDArray, window: int) -> Floats:
+    block = fft.zeros((window, window), np.float32)
+    transform = fft.zeros((window, window // 2 + 1), np.complex64)
+    plan = fft.plan_forward(block, transform, axes=(0, 1))
+    power = np.zeros(transform.shape)
+    height, width = image.shape
+    step, n_blocks = window // 2, 0
+    for y in range(0, height - window + 1, step):
+        for x in range(0, width - window + 1, step):
+            block[:] = image[y : y + window, x : x + window]
+            plan.execute()
+            power += transform.real.astype(np.float64) ** 2 + transform.imag.astype(np.float64) ** 2
+            n_blocks += 1
+    return power / (n_blocks * window**2)
+
+
+def half_complex_radius(shape: tuple[int, ...]) -> Floats:
+    """Return |k| in frequency steps of half-complex arrays (last axis halved), FFTW order."""
+    size = shape[0]
+    signed = np.fft.fftfreq(size, 1 / size)
+    squares = np.arange(shape[-1]) ** 2.0
+    for axis in range(1, len(shape)):
+        squares = squares + signed.reshape((-1,) + (1,) * axis) ** 2
+    return np.sqrt(squares)
+
+
+def radial_average(values: NDArray) -> Floats:
+    """Return the radial average of half-complex samples with linear splatting (spec 2.7).
+
+    Parameters
+    ----------
+    values : ndarray, shape (m, m // 2 + 1) or (m, m, m // 2 + 1)
+        FFTW order.
+
+    Returns
+    -------
+    ndarray, shape (m // 2 + 1,)
+        Each sample at r counts for bins floor(r) and floor(r) + 1, if they exist.
+    """
+    n_bins = values.shape[-1]
+    radius = half_complex_radius(values.shape).ravel()
+    low = np.floor(radius).astype(np.int64)
+    fraction = radius - low
+    flat = values.ravel().astype(np.float64)
+    total, weight = np.zeros(n_bins), np.zeros(n_bins)
+    for bins, share in ((low, 1 - fraction), (low + 1, fraction)):
+        ok = bins < n_bins
+        total += np.bincount(bins[ok], flat[ok] * share[ok], n_bins)[:n_bins]
+        weight += np.bincount(bins[ok], share[ok], n_bins)[:n_bins]
+    return np.divide(total, weight, where=weight > 0, out=np.zeros(n_bins))
+
+
+def _invert(power: Floats) -> Floats:
+    return np.divide(1.0, np.sqrt(power), where=power > 0, out=np.zeros_like(power))
+
+
+def spread_noise_weight(weight: Floats, s: int, binning: float) -> NDArray[np.float32]:
+    """Return the noise weight on a binned half-complex slice, shape (s/2 + 1, s) as [kx, ky].
+
+    Read at r b for a pixel at radius r, linearly between bins, clamped to the last (spec 2.7).
+    """
+    radius = half_complex_radius((s, s // 2 + 1)).T * binning
+    return np.interp(radius, np.arange(len(weight)), weight).astype(np.float32)

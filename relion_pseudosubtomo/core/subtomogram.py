@@ -1,0 +1,351 @@
+"""One particle, start to end: from tilt images to a 2D stack or a 3D pseudo-subtomogram."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core.frames import FrameTables
+from relion_pseudosubtomo.core.masks import ImageMask, image_mask
+from relion_pseudosubtomo.core.windows import WindowTransform, shift_cycles, window_corners
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """What is done to every particle; the symbols are those of spec 2.
+
+    Attributes
+    ----------
+    box, crop, window : int
+        s and n in binned, s0 in unbinned pixels.
+    binning : float
+        b.
+    stack2d : bool
+        2D stacks rather than 3D.
+    apply_ctf, invert_contrast, circle_crop, circle_precrop, grid_precorr : bool
+        Steps of spec 2.4 and 2.6.
+    cone : tuple of float or None
+        (opening angle in degrees, width at the origin in voxels) of the cone weight (spec 2.9).
+    """
+
+    box: int
+    crop: int
+    window: int
+    binning: float
+    stack2d: bool = False
+    apply_ctf: bool = True
+    invert_contrast: bool = True
+    circle_crop: bool = True
+    circle_precrop: bool = False
+    grid_precorr: bool = False
+    cone: tuple[float, float] | None = None
+
+    @property
+    def real_space_round_trip(self) -> bool:
+        """Whether images go back to real space at all (spec 2.6)."""
+        return self.stack2d or self.circle_crop or self.grid_precorr
+
+
+@dataclass(frozen=True)
+class TiltImages:
+    """The tilt images of one tomogram, in memory or memory-mapped.
+
+    Attributes
+    ----------
+    image_bytes : sequence of ndarray, shape (height, width * itemsize), uint8
+        One a frame.
+    modes : sequence of int
+        MRC mode of each image's bytes: 0, 1, 2, 6 or 12.
+    """
+
+    image_bytes: Sequence[NDArray[np.uint8]]
+    modes: Sequence[int]
+
+    @classmethod
+    def from_arrays(cls, images: Sequence[NDArray[Any]]) -> TiltImages:
+        """Return images of shape (height, width); other byte orders and layouts are converted."""
+        native = [
+            np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("=")) for image in images
+        ]
+        modes = {np.dtype(dtype): mode for mode, dtype in kernels.IMAGE_DTYPES.items()}
+        return cls([image.view(np.uint8) for image in native], [modes[i.dtype] for i in native])
+
+
+@dataclass(frozen=True)
+class Aberrations:
+    """Optical aberrations of one optics group on a slice, [kx, ky] (spec 2.5).
+
+    Attributes
+    ----------
+    even_turns : ndarray, shape (s/2 + 1, s), float64, or None
+        Phase of the CTF in turns.
+    odd_factor : ndarray, shape (s/2 + 1, s), complex64, or None
+        exp(-i phase) on the image.
+    """
+
+    even_turns: NDArray[np.floating] | None = None
+    odd_factor: NDArray[np.complex64] | None = None
+
+
+@dataclass(frozen=True)
+class ParticleView:
+    """How one particle is seen in the frames of its tomogram.
+
+    Attributes
+    ----------
+    visible : ndarray, shape (n_frames,), bool
+        Frames that are used.
+    image_point : ndarray, shape (n_frames, 2), float64
+        Projected position (x, y) in pixels of the tilt image.
+    extra_defocus : ndarray, shape (n_frames,), float64
+        Defocus beyond that of the tomogram's centre, Angstrom.
+    slice_axes : ndarray, shape (n_frames, 2, 3), float64
+        First two rows of the projection times the box's orientation: the slice's x and y axes in
+        the box, (x, y, z), before the factor n/s.
+    particle_rotation : ndarray, shape (3, 3), float64
+        A_full, for the cone weight.
+    """
+
+    visible: NDArray[np.bool_]
+    image_point: Floats
+    extra_defocus: Floats
+    slice_axes: Floats
+    particle_rotation: Floats
+
+
+@dataclass
+class Subtomogram:
+    """A pseudo-subtomogram; the arrays belong to the extractor and last until its next particle.
+
+    Attributes
+    ----------
+    data : ndarray, shape (n, n, n), float32
+        Real-space volume, [z, y, x].
+    weight, multiplicity : ndarray, shape (n, n, n/2 + 1), float32
+        Half-complex, FFTW order.
+    weights : ndarray, shape (2 n, n, n/2 + 1), float32
+        Weight, then multiplicity, in one array.
+    """
+
+    data: NDArray[np.float32]
+    weights: NDArray[np.float32]
+
+    @property
+    def weight(self) -> NDArray[np.float32]:
+        """CTF^2 weights."""
+        return self.weights[: len(self.data)]
+
+    @property
+    def multiplicity(self) -> NDArray[np.float32]:
+        """Sum of the insertion weights."""
+        return self.weights[len(self.data) :]
+
+
+class ParticleExtractor:
+    """Plans and scratch arrays of one thread, made once and used for every particle.
+
+    Parameters
+    ----------
+    settings : ExtractionSettings
+        Sizes and switches.
+
+    Attributes
+    ----------
+    n_not_finite : int
+        Pixels read so far that were NaN or infinite.
+    """
+
+    def __init__(self, settings: ExtractionSettings) -> None:
+        s, n = settings.box, settings.crop
+        half = s // 2 + 1
+        self.settings = settings
+        self.n_not_finite = 0
+        self._window = WindowTransform(settings.window, s, circle_precrop=settings.circle_precrop)
+        self._slice_fs = fft.zeros((half, s), np.complex64)
+        self._mask: ImageMask | None = None
+        if settings.real_space_round_trip:
+            self._make_image_plans(s, n, half)
+        if not settings.stack2d:
+            self._weight = fft.zeros((half, s), np.float32)
+            self._volume = fft.zeros((n + 3, n + 3, n // 2 + 2, 4), np.float32)
+            self._data_fs = fft.zeros((n, n, n // 2 + 1), np.complex64)
+            self._result = Subtomogram(
+                fft.zeros((n, n, n), np.float32), fft.zeros((2 * n, n, n // 2 + 1), np.float32)
+            )
+            # three passes of one axis each are faster than FFTW's estimated plan of all three
+            self._volume_plans = (
+                fft.plan_backward(self._data_fs, self._data_fs, (0,)),
+                fft.plan_backward(self._data_fs, self._data_fs, (1,)),
+                fft.plan_backward(self._data_fs, self._result.data, (2,)),
+            )
+
+    def _make_image_plans(self, s: int, n: int, half: int) -> None:
+        settings = self.settings
+        self._edge = (s - n) // 2
+        n_rows = min(n + 1, s)
+        self._columns_rs = fft.zeros((half, s), np.complex64)
+        self._rows_rs = fft.zeros((n_rows, s), np.float32)
+        central = self._columns_rs.T[self._edge : self._edge + n_rows]
+        self._to_columns = fft.plan_backward(self._slice_fs, self._columns_rs)
+        self._to_rows = fft.plan_backward(central, self._rows_rs)
+        if settings.circle_crop or settings.grid_precorr:
+            self._mask = image_mask(
+                s, n, circle_crop=settings.circle_crop, grid_precorr=settings.grid_precorr
+            )
+        if not settings.stack2d:
+            self._rows_fs = fft.zeros((n_rows, half), np.complex64)
+            self._gathered = fft.zeros((half, s), np.complex64)
+            self._masked_fs = fft.zeros((half, s), np.complex64)
+            self._from_rows = fft.plan_forward(self._rows_rs, self._rows_fs)
+            self._from_columns = fft.plan_forward(self._gathered, self._masked_fs)
+
+    def extract_stack(
+        self, images: TiltImages, tables: FrameTables, view: ParticleView, aberrations: Aberrations
+    ) -> NDArray[np.float32]:
+        """Return the 2D images of the visible frames (spec 2.6).
+
+        Returns
+        -------
+        ndarray, shape (n_visible, n, n), float32
+            In frame order.
+        """
+        s, n, edge = self.settings.box, self.settings.crop, self._edge
+        stack = np.empty((int(view.visible.sum()), n, n), np.float32)
+        scale = 1.0 / (self.settings.window * self.settings.binning**2 * s)
+        for i, _ in enumerate(
+            self._weighted_slices(images, tables, view, aberrations, scale, None)
+        ):
+            self._to_real_space()
+            stack[i] = self._rows_rs[:n, edge : edge + n]
+        return stack
+
+    def extract_subtomogram(
+        self, images: TiltImages, tables: FrameTables, view: ParticleView, aberrations: Aberrations
+    ) -> Subtomogram:
+        """Return the 3D pseudo-subtomogram of a particle (spec 2.8, 2.9).
+
+        Returns
+        -------
+        Subtomogram
+            Valid until the next particle.
+        """
+        s, n, b = self.settings.box, self.settings.crop, self.settings.binning
+        axes = view.slice_axes * (n / s)
+        norms = np.linalg.norm(axes, axis=2)
+        slice_fs = self._slice_fs
+        scale = 1.0 / (self.settings.window * b)
+        if self.settings.real_space_round_trip:
+            slice_fs, scale = self._masked_fs, scale / (s * s)
+        slices = self._weighted_slices(images, tables, view, aberrations, scale, self._weight)
+        for f in slices:
+            if self.settings.real_space_round_trip:
+                self._to_real_space()
+                self._to_fourier_space()
+            kernels.insert_slice(
+                slice_fs,
+                self._weight,
+                tables.last_x[f],
+                axes[f, 0],
+                axes[f, 1],
+                norms[f, 0] * norms[f, 1],
+                self._volume,
+            )
+        result = self._result
+        unitary = s / (n * np.sqrt(b)) * n**-1.5
+        kernels.unpack_volume(
+            self._volume, unitary, self._data_fs, result.weight, result.multiplicity
+        )
+        if self.settings.cone is not None:
+            self._weight_cone(view.particle_rotation)
+        for plan in self._volume_plans:
+            plan.execute()
+        return result
+
+    def _weighted_slices(
+        self,
+        images: TiltImages,
+        tables: FrameTables,
+        view: ParticleView,
+        aberrations: Aberrations,
+        scale: float,
+        weight: NDArray[np.float32] | None,
+    ) -> Iterator[int]:
+        """Yield each visible frame with its weighted slice in `_slice_fs`, corner as origin."""
+        settings = self.settings
+        s, frames = settings.box, np.flatnonzero(view.visible)
+        points = view.image_point[frames]
+        corners = window_corners(points, settings.window)
+        cycles = shift_cycles(points, settings.window, s, settings.binning) - 0.5
+        ramp_x = _ramps(cycles[:, 0], np.arange(s // 2 + 1.0))
+        ramp_y = _ramps(cycles[:, 1], np.fft.fftfreq(s, 1 / s), scale)
+        ctf = tables.ctf_phase[frames].copy()
+        ctf[:, [1, 3]] += tables.defocus_to_turns * view.extra_defocus[frames, None]
+        sign = -1.0 if settings.invert_contrast else 1.0
+        for i, f in enumerate(frames.tolist()):
+            self.n_not_finite += self._window.transform(
+                images.image_bytes[f], images.modes[f], corners[i, 0], corners[i, 1]
+            )
+            kernels.weight_slice(
+                self._window.columns,
+                ramp_x[i],
+                ramp_y[i],
+                sign,
+                tuple(ctf[i]) if settings.apply_ctf else None,
+                tables.kx,
+                tables.ky,
+                tables.gain[f] if settings.apply_ctf else None,
+                aberrations.even_turns,
+                aberrations.odd_factor,
+                None if tables.noise is None else tables.noise[f],
+                self._slice_fs,
+                weight,
+            )
+            yield f
+
+    def _to_real_space(self) -> None:
+        """Fill `_rows_rs` with the central rows of the image, masked; origin at (s/2, s/2)."""
+        s = self.settings.box
+        total = float(self._slice_fs[0, 0].real) * s * s
+        self._to_columns.execute()
+        self._to_rows.execute()
+        mask = self._mask
+        if mask is not None:
+            kernels.mask_rows(
+                self._rows_rs,
+                self.settings.crop,
+                total,
+                mask.inside,
+                mask.n_outside,
+                mask.subtract_mean,
+                mask.taper,
+            )
+
+    def _to_fourier_space(self) -> None:
+        """Fill `_masked_fs` from the masked central rows; the other rows are zero."""
+        self._from_rows.execute()
+        kernels.transpose_rows(self._rows_fs, self._edge, self._gathered)
+        self._from_columns.execute()
+
+    def _weight_cone(self, particle_rotation: Floats) -> None:
+        assert self.settings.cone is not None
+        angle, sig0 = self.settings.cone
+        kernels.weight_cone(
+            self._data_fs,
+            self._result.weight,
+            self._result.multiplicity,
+            np.ascontiguousarray(particle_rotation),
+            float(np.sin(np.deg2rad(angle) / 2)),
+            sig0,
+        )
+
+
+def _ramps(cycles: Floats, k: Floats, factor: float = 1.0) -> NDArray[np.complex64]:
+    """Return factor exp(2 pi i cycles k), shape (n_frames, n_k)."""
+    return (factor * np.exp(2j * np.pi * cycles[:, None] * k)).astype(np.complex64)
