@@ -1,0 +1,367 @@
+"""STAR files: text in, text out (spec 1.1).
+
+The `starfile` package reads the values, all of them as text. A scan of the lines before that says
+where a file is malformed, and hands over a plain copy without what the package would misread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import starfile
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.io.atomic import write_text
+from relion_pseudosubtomo.model.particle_set import Columns
+
+#: One value of a row: "quoted", 'quoted', a comment up to the end of the line, or plain.
+_VALUE = re.compile(r"""\s*(?:"(.*?)"(?=\s|$)|'(.*?)'(?=\s|$)|(\#.*)|(\S+))""")
+
+#: Words that starfile turns into missing values.
+_NAN_WORDS = frozenset({"nan", "NaN", "<NA>"})
+
+#: Stands for a value that starfile would change.
+_PLACEHOLDER = "?"
+
+#: What has to be quoted in a column whose values are joined, and enclosed, by tabs.
+_UNPLAIN = re.compile(r"""[^\S\t]|["'#]|\t(?:\t|_|data_|loop_)""")
+
+
+@dataclass(frozen=True)
+class StarTable:
+    """One table of a STAR file. A list table and a loop of one row mean the same.
+
+    Attributes
+    ----------
+    name : str
+        What stands behind `data_`; empty for an unnamed table.
+    columns : Columns
+        Label (without the leading underscore) -> text of every row, exactly as in the file.
+    is_list : bool
+        Whether it stands in the file as label-value pairs.
+    path : str
+        The file it was read from.
+    line : int
+        The line of its heading, from 1.
+    """
+
+    name: str
+    columns: Columns
+    is_list: bool = False
+    path: str = ""
+    line: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows; 0 for a table without labels."""
+        return len(next(iter(self.columns.values()), ()))
+
+    def first_row(self) -> dict[str, str]:
+        """Return label -> text of the first row; empty where there is none."""
+        return {label: values[0] for label, values in self.columns.items() if len(values)}
+
+
+@dataclass(frozen=True)
+class StarFile:
+    """The tables of one STAR file by name, in file order."""
+
+    path: str
+    tables: dict[str, StarTable]
+
+
+def list_table(name: str, values: dict[str, str]) -> StarTable:
+    """Return a list table of label-value pairs."""
+    return StarTable(name, {k: _as_column([v]) for k, v in values.items()}, is_list=True)
+
+
+def _as_column(values: list[str]) -> NDArray[np.object_]:
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
+
+
+def read_star(
+    path: str, findings: Findings, labels: Container[str] | None = None
+) -> StarFile | None:
+    """Read all tables of a STAR file as text.
+
+    Parameters
+    ----------
+    path : str
+        The file.
+    findings : Findings
+        Gets errors: `missing-file`, `unreadable-file`, `star-syntax`.
+    labels : container of str, optional
+        The columns that are wanted; all by default. Few are read several times faster.
+
+    Returns
+    -------
+    StarFile or None
+        None where there was an error.
+    """
+    text = read_text(path, findings)
+    if text is None:
+        return None
+    scanner = _Scanner(path, labels)
+    scanner.scan(text)
+    if scanner.findings.items:
+        findings.extend(scanner.findings)
+        return None
+    columns = _read_values(scanner.outlines)
+    return StarFile(
+        path,
+        {
+            outline.name: StarTable(outline.name, values, outline.is_list, path, outline.line)
+            for outline, values in zip(scanner.outlines, columns, strict=True)
+        },
+    )
+
+
+def read_text(path: str, findings: Findings) -> str | None:
+    r"""Return the text of a STAR file with line ends "\n", or None and an error."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        findings.error("missing-file", "STAR file missing", file=path)
+        return None
+    except OSError as error:
+        findings.error("unreadable-file", f"STAR file not readable: {error.strerror}", file=path)
+        return None
+    try:
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        findings.error("star-syntax", "not a text file", file=path, expected="UTF-8 text")
+        return None
+    return text
+
+
+@dataclass
+class _Outline:
+    """What the scan found of one table.
+
+    starfile replaces ' by ", reads `nan` as a missing value, cuts values at a #, fails at comments
+    in a loop without rows, and takes the next table for one that is empty. So it is given
+    `plain_rows`, values separated by one space, with placeholders for the rows in `special`.
+    """
+
+    name: str
+    line: int
+    is_list: bool = True
+    labels: list[str] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    n_rows: int = 0
+    plain_rows: list[str] = field(default_factory=list)
+    special: dict[int, list[str]] = field(default_factory=dict)
+    wrong: list[tuple[int, int, int]] = field(default_factory=list)
+    pairs: list[str] = field(default_factory=list)
+
+    def add_row(self, values: list[str], is_special: bool) -> None:
+        """Note the wanted values of a row."""
+        if len(self.kept) < len(values):
+            values = [values[i] for i in self.kept]
+        if is_special:
+            self.special[len(self.plain_rows)] = values
+            values = [_PLACEHOLDER] * len(values)
+        self.plain_rows.append(" ".join(values))
+
+
+class _Scanner:
+    """Walks through the lines of a STAR file and notes tables, labels, rows and errors."""
+
+    def __init__(self, path: str, labels: Container[str] | None) -> None:
+        self.path = path
+        self.wanted = labels
+        self.findings = Findings()
+        self.outlines: list[_Outline] = []
+
+    def scan(self, text: str) -> None:
+        """Fill `outlines` and `findings`."""
+        for number, raw in enumerate(text.split("\n"), 1):
+            line = raw.strip()
+            if not line or line[0] == "#":
+                continue
+            if line.startswith("data_"):
+                self._start_table(line, number)
+            elif self.outlines:
+                self._read_line(self.outlines[-1], line, number)
+            else:
+                self._error("value before any table", number, expected="data_<name>", found=line)
+                break
+        for table in self.outlines:
+            self._finish_table(table)
+        if not self.outlines and not self.findings.items:
+            what = "no table" if text.strip() else "empty file"
+            self._error(what, expected="a line data_<name>")
+
+    def _error(
+        self, what: str, line: int | None = None, found: str | None = None, **place: object
+    ) -> None:
+        if found is not None:
+            place["found"] = repr(found if len(found) <= 60 else f"{found[:57]}...")
+        self.findings.error("star-syntax", what, file=self.path, line=line, **place)
+
+    def _start_table(self, line: str, number: int) -> None:
+        heading, *rest = line.split()
+        name = heading.removeprefix("data_")
+        if rest and rest[0][0] != "#":
+            self._error("text behind a table's name", number, table=name, found=rest[0])
+        if any(outline.name == name for outline in self.outlines):
+            self._error("table name repeated", number, table=name)
+        self.outlines.append(_Outline(name, number))
+
+    def _read_line(self, table: _Outline, line: str, number: int) -> None:
+        if line.startswith("loop_") and line.split(None, 1)[0] == "loop_":
+            if table.labels or not table.is_list:
+                self._error("second loop_ in one table", number, table=table.name)
+            table.is_list = False
+        elif line[0] == "_" and (table.is_list or not table.n_rows):
+            self._read_label(table, line, number)
+        elif table.is_list:
+            if not table.n_rows:
+                what = "value without a label" if table.labels else "row without loop_ and labels"
+                self._error(what, number, table=table.name, found=line)
+            table.n_rows += 1
+        else:
+            self._read_row(table, line, number)
+
+    def _read_label(self, table: _Outline, line: str, number: int) -> None:
+        values, _ = self._split(line, table, number)
+        label = values[0][1:]
+        most = 2 if table.is_list else 1
+        if not label or label in table.labels:
+            what = f"label {label} repeated" if label else "label without a name"
+            self._error(what, number, table=table.name)
+        elif len(values) > most:
+            self._error(
+                f"wrong number of values behind label {label}", number, table=table.name,
+                expected=most - 1, found=" ".join(values[1:]),
+            )
+        if self.wanted is None or label in self.wanted:
+            table.kept.append(len(table.labels))
+        table.labels.append(label)
+        table.pairs.append("".join(values[1:2]))
+
+    def _read_row(self, table: _Outline, line: str, number: int) -> None:
+        table.n_rows += 1
+        values, is_special = self._split(line, table, number)
+        if len(values) == len(table.labels):
+            table.add_row(values, is_special)
+        else:
+            table.wrong.append((table.n_rows, number, len(values)))
+
+    def _split(self, line: str, table: _Outline, number: int) -> tuple[list[str], bool]:
+        """Return the values of a line without comments, and whether starfile would change one."""
+        if '"' not in line and "'" not in line and "#" not in line:
+            values = line.split()
+            may_be_nan = "nan" in line or "NaN" in line or "<NA>" in line
+            return values, may_be_nan and not _NAN_WORDS.isdisjoint(values)
+        values = []
+        for double, single, comment, plain in _VALUE.findall(line):
+            if comment:
+                break
+            if plain and plain[0] in "\"'":
+                self._error("quotation mark not closed", number, table=table.name, found=plain)
+            values.append(plain or single or double)
+        return values, True
+
+    def _finish_table(self, table: _Outline) -> None:
+        if table.is_list:
+            if table.labels:
+                table.add_row(table.pairs, is_special=True)
+        elif table.wrong:
+            rows = [f"{row} (line {line})" for row, line, _ in table.wrong]
+            self._error(
+                "wrong number of values", table=table.name, row=list_first(rows),
+                expected=f"{len(table.labels)} values",
+                found=list_first(sorted({count for _, _, count in table.wrong})),
+            )
+
+
+def _read_values(outlines: list[_Outline]) -> list[Columns]:
+    """Return the columns of every outlined table, read by starfile from a plain copy.
+
+    Each table starts with a row of placeholders: words in every column end the attempt of starfile
+    to make numbers of them, which takes half its time even for text.
+    """
+    labels = sorted({o.labels[i] for o in outlines for i in o.kept})
+    with tempfile.NamedTemporaryFile("w", suffix=".star", encoding="utf-8") as copy:
+        for number, outline in enumerate(outlines):
+            if outline.kept and outline.plain_rows:
+                copy.write(f"data_{number}\nloop_\n")
+                copy.writelines(f"_{outline.labels[i]}\n" for i in outline.kept)
+                copy.write(" ".join([_PLACEHOLDER] * len(outline.kept)) + "\n")
+                copy.writelines(f"{row}\n" for row in outline.plain_rows)
+            outline.plain_rows.clear()
+        copy.flush()
+        frames = starfile.read(copy.name, always_dict=True, parse_as_string=labels)
+    return [_as_columns(outline, frames.get(str(i))) for i, outline in enumerate(outlines)]
+
+
+def _as_columns(outline: _Outline, frame: Any) -> Columns:
+    columns: Columns = {}
+    for place, i in enumerate(outline.kept):
+        label = outline.labels[i]
+        if frame is None:
+            columns[label] = np.empty(0, dtype=object)
+            continue
+        column = frame[label].to_numpy(dtype=object)[1:]
+        for row, values in outline.special.items():
+            column[row] = values[place]
+        columns[label] = column
+    return columns
+
+
+def write_star(path: str | os.PathLike[str], tables: Iterable[StarTable]) -> None:
+    """Write tables as text, whole or not at all.
+
+    Each is preceded by the line `# version 50001`, and there is no date, so that equal tables make
+    equal bytes. (starfile's own writer dates its files and knows no quotation mark in a value.)
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+    tables : iterable of StarTable
+        In the order of the file; `is_list` chooses label-value pairs.
+
+    Raises
+    ------
+    OutputError
+        Where the file cannot be written.
+    """
+    write_text(path, "".join(_table_text(table) for table in tables))
+
+
+def _table_text(table: StarTable) -> str:
+    head = f"\n# version 50001\n\ndata_{table.name}\n\n"
+    if table.is_list:
+        pairs = ((label, _quote(text)) for label, text in table.first_row().items())
+        return head + "".join(f"_{label:<40} {text}\n" for label, text in pairs) + "\n"
+    labels = "".join(f"_{label} #{i}\n" for i, label in enumerate(table.columns, 1))
+    rows = zip(*map(_quote_column, table.columns.values()), strict=True)
+    body = "\n".join(map("\t".join, rows))
+    return f"{head}loop_\n{labels}{body}\n\n"
+
+
+def _quote_column(column: NDArray[np.object_]) -> Iterable[str]:
+    if _UNPLAIN.search("\t".join(["", *column, ""])) is None:
+        return column
+    return map(_quote, column)
+
+
+def _quote(text: str) -> str:
+    """Return a value as it stands in a file: in quotes where it would not be read back else."""
+    if _UNPLAIN.search(f"\t{text}\t") is None and "\t" not in text:
+        return text
+    quote = "'" if '"' in text else '"'
+    return f"{quote}{text}{quote}"

@@ -1,0 +1,159 @@
+"""Read and check all input of a job before any image is read (spec 1.6)."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.findings import Findings, format_findings, list_first
+from relion_pseudosubtomo.io.optimisation_set import resolve
+from relion_pseudosubtomo.io.particles import make_particle_set, read_particle_table
+from relion_pseudosubtomo.io.tomograms import read_tomogram_set
+from relion_pseudosubtomo.io.trajectories import read_trajectories
+from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet, Trajectories
+from relion_pseudosubtomo.options import JobOptions, check_options
+
+_RESULT_FILES = ("particles.star", "optimisation_set.star")
+_IMAGE_FOLDER = "Subtomograms"
+
+
+@dataclass(frozen=True)
+class JobInput:
+    """Everything a job was given, checked; there are no errors among the findings.
+
+    Attributes
+    ----------
+    optimisation_set : OptimisationSet
+        The files.
+    tomogram_set : TomogramSet
+        All tomograms; those without particles have no frames.
+    particle_set : ParticleSet
+        The particles, with `--only_tomogram` of that tomogram alone.
+    trajectories : Trajectories or None
+        Where the particles moved.
+    findings : Findings
+        Warnings.
+    """
+
+    optimisation_set: OptimisationSet
+    tomogram_set: TomogramSet
+    particle_set: ParticleSet
+    trajectories: Trajectories | None
+    findings: Findings
+
+
+def read_and_check(options: JobOptions) -> JobInput:
+    """Read all STAR files and image headers of a job.
+
+    Parameters
+    ----------
+    options : JobOptions
+        The job.
+
+    Returns
+    -------
+    JobInput
+
+    Raises
+    ------
+    InputError
+        Where there is an error; the message lists everything that was found.
+    """
+    findings = check_options(options)
+    check_output_directory(options.output, findings)
+    job = _read(options, findings)
+    if findings.errors or job is None:
+        raise InputError(format_findings(findings))
+    return job
+
+
+def check_output_directory(path: str, findings: Findings) -> None:
+    """Check that results can be written to a directory, and that it holds none.
+
+    Parameters
+    ----------
+    path : str
+        The directory; it need not exist. RELION's own job files in it do not count.
+    findings : Findings
+        Gets an error `output-directory` or `output-exists`.
+    """
+    existing = os.path.abspath(path)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        findings.error("output-directory", f"output {path}", expected="a directory",
+                       found=f"{existing}, a file")
+    elif not os.access(existing, os.W_OK | os.X_OK):
+        findings.error("output-directory", f"output {path}",
+                       expected="a directory that can be written to",
+                       found=f"{existing} without permission to write")
+    else:
+        results = list(_list_results(path))
+        if results:
+            findings.error("output-exists", f"output {path}", expected="no results of another run",
+                           found=list_first(results))
+
+
+def _list_results(path: str) -> Iterator[str]:
+    for name in _RESULT_FILES:
+        if os.path.lexists(os.path.join(path, name)):
+            yield name
+    for _, _, files in os.walk(os.path.join(path, _IMAGE_FOLDER)):
+        if files:
+            yield f"files in {_IMAGE_FOLDER}"
+            return
+
+
+def _read(options: JobOptions, findings: Findings) -> JobInput | None:
+    """Read file after file, each as far as possible; None where one could not be read."""
+    files = resolve(options, findings)
+    if files is None:
+        return None
+    table = read_particle_table(files.particles, findings)
+    wanted = None if table is None else table.tomogram_names()
+    if options.only_tomogram is not None:
+        wanted = {options.only_tomogram}
+    tomogram_set = read_tomogram_set(files.tomograms, findings, wanted=wanted, options=options)
+    if not _has_only_tomogram(options, tomogram_set, findings) or table is None:
+        return None
+    particle_set = make_particle_set(
+        table, tomogram_set, findings, only_tomogram=options.only_tomogram
+    )
+    if particle_set is None or tomogram_set is None:
+        return None
+    trajectories = None
+    if files.trajectories is not None:
+        trajectories = read_trajectories(files.trajectories, particle_set, tomogram_set, findings)
+    job = JobInput(files, tomogram_set, particle_set, trajectories, findings)
+    return job if options.only_tomogram is None else _leave_out_others(job)
+
+
+def _has_only_tomogram(
+    options: JobOptions, tomogram_set: TomogramSet | None, findings: Findings
+) -> bool:
+    name = options.only_tomogram
+    if name is None or tomogram_set is None or name in tomogram_set.index_by_name():
+        return True
+    near = difflib.get_close_matches(name, tomogram_set.index_by_name(), n=1, cutoff=0.0)
+    findings.error(
+        "only-tomogram",
+        "--only_tomogram",
+        file=tomogram_set.path,
+        expected=f"a tomogram of the set{f', as {near[0]}' if near else ''}",
+        found=name,
+    )
+    return False
+
+
+def _leave_out_others(job: JobInput) -> JobInput:
+    """Return the input without particles that have no tomogram."""
+    rows = np.flatnonzero(job.particle_set.tomogram >= 0)
+    trajectories = job.trajectories
+    if trajectories is not None:
+        trajectories = replace(trajectories, shifts=tuple(trajectories.shifts[i] for i in rows))
+    return replace(job, particle_set=job.particle_set.take(rows), trajectories=trajectories)
