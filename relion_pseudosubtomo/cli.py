@@ -1,0 +1,245 @@
+"""The command line: RELION's option names, grouped, with units and defaults (spec 5)."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+# one thread each: the program's own threads use the cores (read by NumPy when it is imported)
+for _pool in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
+    os.environ.setdefault(_pool, "1")
+
+from relion_pseudosubtomo import __version__  # noqa: E402
+from relion_pseudosubtomo.errors import PseudoSubtomoError, UsageError  # noqa: E402
+from relion_pseudosubtomo.options import JobOptions  # noqa: E402
+
+logger = logging.getLogger("relion_pseudosubtomo")
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+DESCRIPTION = """\
+Extract subtomograms for RELION: the job of relion_tomo_subtomo, with the same options.
+
+For each particle the box around its projection is cut out of every tilt image, binned, shifted to
+the exact centre, multiplied by the CTF and the dose weight, and written as a stack of 2D images
+(--stack2d) or as a 3D pseudo-subtomogram. Start it in the RELION project directory: paths in STAR
+files are relative to it.
+"""
+
+EPILOG = """\
+example:
+  relion_pseudosubtomo --p Picks/job007/particles.star --t Tomograms/job008/tomograms.star \\
+      --b 192 --crop 96 --bin 4 --o PseudoSubtomo/job009/ --j 8
+"""
+
+
+def _flag(text: str) -> dict[str, Any]:
+    return {"action": "store_true", "help": text}
+
+
+def _number(kind: type, default: object, text: str, **more: object) -> dict[str, Any]:
+    metavar = "INT" if kind is int else "REAL"
+    shown = text if default is None else f"{text} ({default:g})"
+    return {"type": kind, "default": default, "metavar": metavar, "help": shown, **more}
+
+
+def _file(dest: str, text: str) -> dict[str, Any]:
+    return {"dest": dest, "metavar": "FILE", "help": text}
+
+
+#: Every option by group, in the order of --help.
+OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+    "input and output": {
+        "--i": _file("optimisation_set", "optimisation set"),
+        "--p": _file("particles", "particle set (overrides --i)"),
+        "--t": _file("tomograms", "tomogram set (overrides --i)"),
+        "--mot": _file("trajectories", "trajectory set (overrides --i)"),
+        "--o": {
+            "dest": "output",
+            "metavar": "DIR",
+            "required": True,
+            "help": "output directory (needed)",
+        },
+    },
+    "box and binning": {
+        "--b": _number(int, None, "box size, binned pixels (needed)", dest="box", required=True),
+        "--crop": _number(int, None, "output box size, binned pixels (--b)"),
+        "--bin": _number(float, 1.0, "binning factor", dest="binning"),
+    },
+    "frames and particles": {
+        "--max_dose": _number(
+            float, -1.0, "leave out frames with more pre-exposure, e/A^2; 0 or less: none"
+        ),
+        "--min_frames": _number(int, 1, "visible frames a particle needs"),
+        "--only_tomogram": {"metavar": "NAME", "help": "extract from this tomogram only"},
+    },
+    "processing": {
+        "--no_ctf": _flag("do not multiply by the CTF and the dose weight"),
+        "--no_ic": _flag("do not invert the contrast"),
+        "--whiten": _flag("whiten the noise"),
+        "--no_circle_crop": _flag("do not crop the images to a circle"),
+        "--circle_precrop": _flag("crop the unbinned window to a circle as well"),
+        "--grid_precorr": _flag("correct for the trilinear interpolation of a reconstruction"),
+        "--dont_apply_offsets": _flag("do not move the boxes by rlnOriginX/Y/ZAngst"),
+        "--apply_orientations": _flag("turn the boxes by rlnAngleRot/Tilt/Psi; applies offsets"),
+        "--cone_weight": _flag("down-weight a double cone along Z in Fourier space (3D only)"),
+        "--cone_angle": _number(float, 10.0, "full opening of the cone, degrees"),
+        "--cone_sig0": _number(float, 2.0, "width of the cone at the origin, voxels"),
+        "--cutoff_fract": _number(float, 0.01, "insert nothing where the dose weight is below"),
+    },
+    "what is written": {
+        "--stack2d": _flag("2D image stacks instead of 3D pseudo-subtomograms"),
+        "--real_subtomo": _flag("true subtomograms from the reconstructed volume, re-projected"),
+        "--float16": _flag("half-precision images, MRC mode 12"),
+        "--ctf": _flag("also the CTF^2 volumes, _CTF2.mrc (3D only)"),
+        "--multi": _flag("also the multiplicity volumes, _multi.mrc (3D only)"),
+        "--nrm": _flag("also volumes divided by the multiplicity, _*_nrm.mrc (3D only)"),
+        "--div": _flag("also CTF-corrected volumes, _div.mrc (3D only)"),
+        "--no_comb": _flag("no _weights.mrc (3D only)"),
+        "--sum": _flag("also the sum of all pseudo-subtomograms, sum_*.mrc (3D only)"),
+        "--SNR": _number(float, -1.0, "for --div and --sum: Wiener filter if above 0", dest="snr"),
+        "--taper": _number(float, 5.0, "soft edge of _div.mrc, binned pixels"),
+        "--no_center": _flag("do not subtract the mean in _div.mrc"),
+        "--no_writing": _flag("compute everything, write no particle and no STAR files"),
+    },
+    "running": {
+        "--j": _number(int, None, "threads (the cores available)", dest="threads"),
+        "--pipeline_control": {"metavar": "DIR", "help": "RELION's job directory, for exit files"},
+        "--log_level": {
+            "choices": ("debug", "info", "warning", "error"),
+            "default": "info",
+            "help": "what the log shows (info)",
+        },
+        "--debug": _flag("tracebacks and stage timings; sets --log_level debug"),
+        "--theme": {"metavar": "NAME", "help": "accepted, changes nothing"},
+        "--diag": _flag("accepted, changes nothing"),
+        "--env": _number(float, None, "accepted, changes nothing"),
+        "--version": {"action": "version", "version": f"%(prog)s {__version__}"},
+        "--help": {"action": "help", "help": "show this help and exit"},
+    },
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors name the nearest known option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error instead of leaving the program."""
+        raise UsageError(message)
+
+    def unknown(self, words: Sequence[str]) -> NoReturn:
+        """Raise an error that names the nearest known option."""
+        known = [name for options in OPTION_GROUPS.values() for name in options]
+        lines = []
+        for word in words:
+            near = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.5)
+            lines.append(f"unknown option {word}" + (f", did you mean {near[0]}?" if near else ""))
+        raise UsageError("; ".join(lines))
+
+
+def build_parser() -> Parser:
+    """Return the parser of an extraction."""
+    parser = Parser(
+        prog="relion_pseudosubtomo",
+        usage="%(prog)s --p FILE --t FILE --b INT --o DIR [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    for title, options in OPTION_GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name, details in options.items():
+            group.add_argument(*(("-h", name) if name == "--help" else (name,)), **details)
+    return parser
+
+
+def parse_options(arguments: Sequence[str]) -> JobOptions:
+    """Return the options of a command line.
+
+    Raises
+    ------
+    UsageError
+        On unknown or missing options and values of the wrong kind.
+    """
+    parser = build_parser()
+    known, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.unknown(unknown)
+    values = vars(known)
+    ignored = [name for name in ("theme", "diag", "env") if values.pop(name) not in (None, False)]
+    if ignored:
+        logger.info("Accepted without effect: %s", ", ".join(f"--{name}" for name in ignored))
+    if values["crop"] is None:
+        values["crop"] = values["box"]
+    if values["debug"]:
+        values["log_level"] = "debug"
+    return JobOptions(**values)
+
+
+class _BelowWarning(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING
+
+
+def configure_logging(level: str) -> None:
+    """Send messages to standard output, warnings and errors to standard error (spec 4.3)."""
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(level.upper())
+    plain = logging.StreamHandler(sys.stdout)
+    plain.addFilter(_BelowWarning())
+    plain.setFormatter(logging.Formatter("%(message)s"))
+    loud = logging.StreamHandler(sys.stderr)
+    loud.setLevel(logging.WARNING)
+    loud.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger.addHandler(plain)
+    logger.addHandler(loud)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit status (spec 4.5)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    configure_logging("info")
+    try:
+        options = parse_options(words)
+    except UsageError as error:
+        logger.error("%s. relion_pseudosubtomo --help lists the options.", error)
+        return EXIT_USAGE
+    except SystemExit as leave:  # --help and --version
+        return int(leave.code or 0)
+    configure_logging(options.log_level)
+    return _run(options, ["relion_pseudosubtomo", *words])
+
+
+def _run(options: JobOptions, command: list[str]) -> int:
+    # imported here so that --help does not wait for the numerics
+    from relion_pseudosubtomo.pipeline import ABORTED, FAILURE, SUCCESS, PipelineControl
+    from relion_pseudosubtomo.run import run_job
+
+    control = PipelineControl(options.pipeline_control)
+    status = EXIT_FAILED
+    try:
+        control.start()
+        status = run_job(options, command, control)
+    except PseudoSubtomoError as error:
+        logger.error("%s", error, exc_info=options.debug)
+    except KeyboardInterrupt:
+        logger.error("Interrupted: what was finished stays, no particles.star was written.")
+        status = EXIT_INTERRUPTED
+    except OSError as error:
+        logger.error("%s", error, exc_info=options.debug)
+    finally:
+        aborted = control.abort_wanted()
+        control.finish(SUCCESS if status == 0 else ABORTED if aborted else FAILURE)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

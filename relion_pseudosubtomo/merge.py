@@ -1,0 +1,158 @@
+"""The output tables, from the input tables and the plan alone (spec 3.3, 3.4)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.core import geometry
+from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet
+from relion_pseudosubtomo.model.particle_set import Columns
+from relion_pseudosubtomo.options import JobOptions, real_box_size
+from relion_pseudosubtomo.plan import Plan
+
+
+def output_path(options: JobOptions, name: str) -> str:
+    """Return a path in the output directory, which starts as the user gave it (spec 3.3)."""
+    return f"{options.output.rstrip('/') or '/'}/{name}"
+
+
+def text_column(values: NDArray | list, form: str = "{}") -> NDArray[np.object_]:
+    """Return values as a column of text."""
+    out = np.empty(len(values), dtype=object)
+    out[:] = [form.format(value) for value in values]
+    return out
+
+
+def merge_particles(
+    options: JobOptions, particle_set: ParticleSet, tomogram_set: TomogramSet, plan: Plan
+) -> Columns:
+    """Return `data_particles` of the kept particles, in output order (spec 3.3)."""
+    rows = plan.kept_rows
+    columns = {label: values[rows] for label, values in particle_set.columns.items()}
+    for label in (*labels.COORDINATE_XYZ, labels.VISIBLE_FRAMES):
+        columns.pop(label, None)
+    if options.stack2d:
+        columns.pop(labels.MICROGRAPH_NAME, None)
+        columns.pop(labels.CTF_IMAGE, None)
+        visible = [flags for task in plan.tasks for flags in task.visible]
+        columns[labels.VISIBLE_FRAMES] = text_column([_vector(flags) for flags in visible])
+    stems = [output_path(options, stem) for task in plan.tasks for stem in task.stems]
+    suffix = "_stack2d.mrcs" if options.stack2d else "_data.mrc"
+    columns[labels.IMAGE_NAME] = text_column(stems, "{}" + suffix)
+    if not options.stack2d:
+        columns[labels.CTF_IMAGE] = text_column(stems, "{}_weights.mrc")
+    _set_coordinates(options, columns, tomogram_set, plan)
+    _set_origins_and_angles(options, columns, plan)
+    return columns
+
+
+def _vector(flags: NDArray[np.bool_]) -> str:
+    return "[" + ",".join("1" if flag else "0" for flag in flags) + "]"
+
+
+def _set_coordinates(
+    options: JobOptions, columns: Columns, tomogram_set: TomogramSet, plan: Plan
+) -> None:
+    """Centred coordinates are always there; they stay as they were where no offset is applied."""
+    if not options.offsets_applied and all(c in columns for c in labels.CENTERED_COORDINATE_XYZ):
+        return
+    centred = [np.zeros((0, 3))]
+    for task in plan.tasks:
+        tomogram = tomogram_set.tomograms[task.tomogram]
+        centred.append((task.position - tomogram.size_xyz / 2) * tomogram.pixel_size)
+    values = np.concatenate(centred)
+    for axis, label in enumerate(labels.CENTERED_COORDINATE_XYZ):
+        columns[label] = text_column(values[:, axis], "{:.6f}")
+
+
+def _set_origins_and_angles(options: JobOptions, columns: Columns, plan: Plan) -> None:
+    n = len(plan.kept_rows)
+    zero = text_column(np.zeros(n), "{:.6f}")
+    if options.offsets_applied:
+        for label in labels.ORIGIN_XYZ:
+            columns[label] = zero
+    if options.apply_orientations:
+        full = np.concatenate([np.zeros((0, 3, 3)), *(t.particle_rotation for t in plan.tasks)])
+        angles = geometry.matrix_to_euler(full)
+        for axis, label in enumerate(labels.SUBTOMOGRAM_ANGLES):
+            columns[label] = text_column(angles[:, axis], "{:.6f}")
+        for label in labels.ANGLES:
+            columns[label] = zero
+
+
+def merge_general(options: JobOptions, particle_set: ParticleSet) -> dict[str, str]:
+    """Return `data_general`: the input's, and whether the images are 2D stacks."""
+    return {**particle_set.general, labels.ARE_2D_STACKS: "1" if options.stack2d else "0"}
+
+
+def merge_optics(
+    options: JobOptions, particle_set: ParticleSet, tomogram_set: TomogramSet
+) -> Columns:
+    """Return `data_optics`: the input's, with what is true of the new images (spec 3.3, 2.11)."""
+    groups = particle_set.optics
+    n = len(groups.numbers)
+    columns = dict(groups.columns)
+    binning, size = options.binning, options.crop
+    if options.real_subtomo:
+        binning = tomogram_binning(tomogram_set)
+        size = real_box_size(options.crop, options.binning, binning)
+        columns[labels.CTF_CORRECTED] = text_column(["1"] * n)
+    premultiplied = not (options.real_subtomo or (options.stack2d and options.no_ctf))
+    constant = {
+        labels.CTF_PREMULTIPLIED: "1" if premultiplied else "0",
+        labels.IMAGE_DIMENSIONALITY: "3" if options.is_3d else "2",
+        labels.SUBTOMOGRAM_BINNING: f"{binning:.6f}",
+        labels.IMAGE_SIZE: str(size),
+    }
+    for label, value in constant.items():
+        columns[label] = text_column([value] * n)
+    columns[labels.IMAGE_PIXEL_SIZE] = text_column(binning * groups.pixel_size, "{:.6f}")
+    return columns
+
+
+def tomogram_binning(tomogram_set: TomogramSet) -> float:
+    """Return the binning of the reconstructed volumes, the same for all (spec 2.11)."""
+    return next(t.tomogram_binning for t in tomogram_set.tomograms if t.tomogram_binning)
+
+
+def merge_class2d(tomogram_set: TomogramSet, plan: Plan, particles: Columns) -> Columns:
+    """Return the table of particles_for_class2d.star: the least tilted projection (spec 2.11)."""
+    images = []
+    for task in plan.tasks:
+        nominal = tomogram_set.tomograms[task.tomogram].nominal_tilt
+        assert nominal is not None  # the checks made sure
+        tilt = np.abs(nominal)
+        for visible in task.visible:
+            images.append(int(np.argmin(tilt[visible])) + 1)
+    columns = {k: v for k, v in particles.items() if k != labels.CTF_IMAGE}
+    names = [f"{i}@{name}" for i, name in zip(images, particles[labels.IMAGE_NAME], strict=True)]
+    columns[labels.IMAGE_NAME] = text_column(names)
+    return columns
+
+
+def merge_dropped(particle_set: ParticleSet, plan: Plan) -> Columns:
+    """Return the table of dropped.star: tomogram, particle name and one reason."""
+    rows = plan.dropped_rows
+    return {
+        labels.TOMO_NAME: particle_set.columns[labels.TOMO_NAME][rows],
+        labels.PARTICLE_NAME: particle_set.names[rows],
+        labels.DROP_REASON: text_column(list(plan.dropped_reasons)),
+    }
+
+
+def merge_optimisation_set(
+    options: JobOptions, optimisation_set: OptimisationSet, plan: Plan
+) -> OptimisationSet:
+    """Return the optimisation set of the output (spec 3.4)."""
+    trajectories = optimisation_set.trajectories
+    if trajectories is not None and len(plan.dropped_rows):
+        trajectories = output_path(options, "motion.star")
+    return replace(
+        optimisation_set,
+        particles=output_path(options, "particles.star"),
+        trajectories=trajectories,
+    )

@@ -1,0 +1,56 @@
+"""RELION's job control files: how its interface learns of a job's end, or asks for it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+SUCCESS = "RELION_JOB_EXIT_SUCCESS"
+FAILURE = "RELION_JOB_EXIT_FAILURE"
+ABORTED = "RELION_JOB_EXIT_ABORTED"
+ABORT_NOW = "RELION_JOB_ABORT_NOW"
+
+#: Seconds between two looks for the abort file.
+LOOK_INTERVAL = 1.0
+
+
+class PipelineControl:
+    """The files of `--pipeline_control JOBDIR/` (spec 3.6); does nothing without a directory.
+
+    Parameters
+    ----------
+    directory : str or None
+        RELION's job directory.
+    """
+
+    def __init__(self, directory: str | None) -> None:
+        self._directory = None if directory is None else Path(directory)
+        self._last_look = 0.0
+        self._aborted = False
+
+    @property
+    def active(self) -> bool:
+        """Whether RELION's interface started this job."""
+        return self._directory is not None
+
+    def start(self) -> None:
+        """Remove what an earlier run of this job left."""
+        if self._directory is not None:
+            for name in (SUCCESS, FAILURE, ABORTED):
+                (self._directory / name).unlink(missing_ok=True)
+
+    def abort_wanted(self) -> bool:
+        """Return whether RELION's interface asks the job to stop; looks once a second at most."""
+        if self._directory is None or self._aborted:
+            return self._aborted
+        now = time.monotonic()
+        if now - self._last_look >= LOOK_INTERVAL:
+            self._last_look = now
+            self._aborted = (self._directory / ABORT_NOW).exists()
+        return self._aborted
+
+    def finish(self, outcome: str) -> None:
+        """Leave the file that says how the job ended: `SUCCESS`, `FAILURE` or `ABORTED`."""
+        if self._directory is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            (self._directory / outcome).touch()
