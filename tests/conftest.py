@@ -1,0 +1,41 @@
+"""Shared by all tests: the table of worst errors at the end of a run on the reference cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from reference_comparison import SUMMARY_PROPERTY
+
+COLUMNS = ("compared", "case", "file", "kind", "error", "tolerance", "measure")
+
+
+def recorded_rows(reports: list[pytest.TestReport]) -> Iterator[list[object]]:
+    """Yield what the tests recorded: one row a case, in the order of COLUMNS."""
+    for report in reports:
+        for name, value in report.user_properties:
+            if name == SUMMARY_PROPERTY and isinstance(value, list):
+                yield value
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print each reference case's worst file, by error over tolerance, as a table."""
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call"
+    ]
+    rows = sorted(recorded_rows(reports), key=lambda row: row[:2])
+    if not rows:
+        return
+    terminalreporter.section("worst file of each reference case")
+    terminalreporter.write_line(
+        f"{'compared':<9}{'case':<27}{'error':>9}{'tolerance':>11}  measure      file"
+    )
+    for row in rows:
+        values = dict(zip(COLUMNS, row, strict=True))
+        terminalreporter.write_line(
+            f"{values['compared']:<9}{values['case']:<27}{values['error']:>9.1e}"
+            f"{values['tolerance']:>11.0e}  {values['measure']:<12} {values['file']}"
+        )
