@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 # one thread each: the program's own threads use the cores (read by NumPy when it is imported)
 for _pool in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
@@ -17,6 +17,10 @@ for _pool in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
 from relion_pseudosubtomo import __version__  # noqa: E402
 from relion_pseudosubtomo.errors import PseudoSubtomoError, UsageError  # noqa: E402
 from relion_pseudosubtomo.options import JobOptions  # noqa: E402
+
+if TYPE_CHECKING:
+    from relion_pseudosubtomo.parallel.world import Pool
+    from relion_pseudosubtomo.run import Start
 
 logger = logging.getLogger("relion_pseudosubtomo")
 
@@ -109,6 +113,12 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "running": {
         "--j": _number(int, None, "threads (the cores available)", dest="threads"),
+        "--only_do_unfinished": _flag("continue: do what has no completion record"),
+        "--overwrite": _flag("remove the results of an earlier run first"),
+        "--dry_run": _flag("check, print the plan, write nothing"),
+        "--allow_failures": _flag("skip tomograms that cannot be read, merge the others"),
+        "--no_split": _flag("never give one tomogram to several ranks"),
+        "--ignore_disk_space": _flag("start even if the disk seems too full"),
         "--pipeline_control": {"metavar": "DIR", "help": "RELION's job directory, for exit files"},
         "--log_level": {
             "choices": ("debug", "info", "warning", "error"),
@@ -209,25 +219,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     configure_logging("info")
     try:
         options = parse_options(words)
+        return _run(options, ["relion_pseudosubtomo", *words])
     except UsageError as error:
         logger.error("%s. relion_pseudosubtomo --help lists the options.", error)
         return EXIT_USAGE
     except SystemExit as leave:  # --help and --version
         return int(leave.code or 0)
-    configure_logging(options.log_level)
-    return _run(options, ["relion_pseudosubtomo", *words])
 
 
 def _run(options: JobOptions, command: list[str]) -> int:
+    """Run a job on all ranks; return the exit status of this one."""
     # imported here so that --help does not wait for the numerics
-    from relion_pseudosubtomo.pipeline import ABORTED, FAILURE, SUCCESS, PipelineControl
+    from relion_pseudosubtomo.parallel.launch import open_world, usable_cores
+    from relion_pseudosubtomo.parallel.threads import resolve_threads
+    from relion_pseudosubtomo.pipeline import PipelineControl
+    from relion_pseudosubtomo.run import Start
+    from relion_pseudosubtomo.signals import StopSignals
+    from relion_pseudosubtomo.task_work import TaskWork
+
+    world = open_world(os.environ)
+    configure_logging(options.log_level if world.rank == 0 else "error")
+    threads, warning = resolve_threads(
+        options.threads, os.environ, len(usable_cores()), world.n_sharing
+    )
+    if warning:
+        logger.warning("%s", warning)
+    with StopSignals() as signals:
+
+        def main_rank(pool: Pool) -> int:
+            control = PipelineControl(options.pipeline_control)
+            return _run_here(options, Start(command, control, signals.wanted, threads), pool)
+
+        return world.lead(main_rank, lambda shared: TaskWork(shared, threads), signals.wanted)
+
+
+def _run_here(options: JobOptions, start: Start, pool: Pool) -> int:
+    """Run a job on the rank that leads; errors that a user can cause become messages."""
+    from relion_pseudosubtomo.pipeline import ABORTED, FAILURE, SUCCESS
     from relion_pseudosubtomo.run import run_job
 
-    control = PipelineControl(options.pipeline_control)
     status = EXIT_FAILED
     try:
-        control.start()
-        status = run_job(options, command, control)
+        start.control.start()
+        status = run_job(options, start, pool)
     except PseudoSubtomoError as error:
         logger.error("%s", error, exc_info=options.debug)
     except KeyboardInterrupt:
@@ -236,8 +270,8 @@ def _run(options: JobOptions, command: list[str]) -> int:
     except OSError as error:
         logger.error("%s", error, exc_info=options.debug)
     finally:
-        aborted = control.abort_wanted()
-        control.finish(SUCCESS if status == 0 else ABORTED if aborted else FAILURE)
+        aborted = start.control.abort_wanted()
+        start.control.finish(SUCCESS if status == 0 else ABORTED if aborted else FAILURE)
     return status
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 #: code -> what to do about it, shown behind the message.
 ADVICE: dict[str, str] = {
@@ -96,11 +97,11 @@ class Findings:
 
     items: list[Finding] = field(default_factory=list)
 
-    def error(self, code: str, what: str, **place: object) -> None:
+    def error(self, code: str, what: str, **place: Any) -> None:
         """Add an error; `place` as for `describe`."""
         self.items.append(Finding(code, "error", describe(what, **place)))
 
-    def warning(self, code: str, what: str, **place: object) -> None:
+    def warning(self, code: str, what: str, **place: Any) -> None:
         """Add a warning; `place` as for `describe`."""
         self.items.append(Finding(code, "warning", describe(what, **place)))
 

@@ -60,11 +60,14 @@ def _set_coordinates(
     """Centred coordinates are always there; they stay as they were where no offset is applied."""
     if not options.offsets_applied and all(c in columns for c in labels.CENTERED_COORDINATE_XYZ):
         return
-    centred = [np.zeros((0, 3))]
+    half_size = np.zeros((len(plan.position), 3))
+    pixel_size = np.zeros((len(plan.position), 1))
+    first = 0
     for task in plan.tasks:
-        tomogram = tomogram_set.tomograms[task.tomogram]
-        centred.append((task.position - tomogram.size_xyz / 2) * tomogram.pixel_size)
-    values = np.concatenate(centred)
+        tomogram, here = tomogram_set.tomograms[task.tomogram], slice(first, first + len(task))
+        half_size[here], pixel_size[here] = tomogram.size_xyz / 2, tomogram.pixel_size
+        first += len(task)
+    values = (plan.position - half_size) * pixel_size
     for axis, label in enumerate(labels.CENTERED_COORDINATE_XYZ):
         columns[label] = text_column(values[:, axis], "{:.6f}")
 
@@ -76,8 +79,7 @@ def _set_origins_and_angles(options: JobOptions, columns: Columns, plan: Plan) -
         for label in labels.ORIGIN_XYZ:
             columns[label] = zero
     if options.apply_orientations:
-        full = np.concatenate([np.zeros((0, 3, 3)), *(t.particle_rotation for t in plan.tasks)])
-        angles = geometry.matrix_to_euler(full)
+        angles = geometry.matrix_to_euler(plan.particle_rotation)
         for axis, label in enumerate(labels.SUBTOMOGRAM_ANGLES):
             columns[label] = text_column(angles[:, axis], "{:.6f}")
         for label in labels.ANGLES:

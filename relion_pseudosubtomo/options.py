@@ -53,6 +53,12 @@ class JobOptions:
     threads: int | None = None
     pipeline_control: str | None = None
     only_tomogram: str | None = None
+    only_do_unfinished: bool = False
+    overwrite: bool = False
+    allow_failures: bool = False
+    no_split: bool = False
+    ignore_disk_space: bool = False
+    dry_run: bool = False
     debug: bool = False
     log_level: str = "info"
 

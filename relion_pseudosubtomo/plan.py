@@ -6,22 +6,24 @@ answer, and workers only report what they did.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import deformation, geometry
+from relion_pseudosubtomo.core.geometry import is_inside_image
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram, TomogramSet, Trajectories
 from relion_pseudosubtomo.options import JobOptions
+from relion_pseudosubtomo.placement import Placement, place_particles
 
 OUTSIDE = "outside the image in all frames"
 FEW_VISIBLE = "too few visible frames"
 FEW_WITHIN_DOSE = "too few visible frames within the maximum dose"
 UNKNOWN_TOMOGRAM = "tomogram not in the tomogram set"
+FAILED_TOMOGRAM = "tomogram failed"
 #: Every reason for which a particle is left out; a particle gets the first that holds.
-DROP_REASONS = (UNKNOWN_TOMOGRAM, OUTSIDE, FEW_VISIBLE, FEW_WITHIN_DOSE)
+DROP_REASONS = (UNKNOWN_TOMOGRAM, FAILED_TOMOGRAM, OUTSIDE, FEW_VISIBLE, FEW_WITHIN_DOSE)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Plan:
         Rows of the particle set that are left out, ascending.
     dropped_reasons : tuple of str
         One of `DROP_REASONS` for each.
+    position : ndarray, shape (n_kept, 3), float64
+        Position of each kept particle in unbinned pixels, in output order.
+    particle_rotation : ndarray, shape (n_kept, 3, 3), float64
+        A_full of each kept particle, in output order.
     projected : ProjectedPositions
         Where all particles lie, dropped ones too.
     """
@@ -43,6 +49,8 @@ class Plan:
     tasks: tuple[Task, ...]
     dropped_rows: NDArray[np.int64]
     dropped_reasons: tuple[str, ...]
+    position: NDArray[np.floating]
+    particle_rotation: NDArray[np.floating]
     projected: ProjectedPositions
 
     @property
@@ -99,26 +107,53 @@ def make_plan(
     )
     tasks: list[Task] = []
     seen: list[tuple[NDArray, ...]] = []
+    positions: list[NDArray] = [np.zeros((0, 3))]
+    rotations: list[NDArray] = [np.zeros((0, 3, 3))]
     for index, tomogram in enumerate(tomogram_set.tomograms):
         rows = np.flatnonzero(particle_set.tomogram == index)
         if len(rows) == 0:
             continue
-        candidate = _view_particles(options, tomogram, index, particle_set, trajectories, rows)
-        inside = geometry.is_inside_image(
-            candidate.image_point, tomogram.image_size_xy, options.binning * options.crop / 2
-        )
+        if tomogram.name in tomogram_set.failed:
+            reasons.update(dict.fromkeys(rows.tolist(), FAILED_TOMOGRAM))
+            continue
+        placed = place_particles(options, tomogram, particle_set, trajectories, rows)
+        radius = options.binning * options.crop / 2
+        inside = is_inside_image(placed.image_point, tomogram.image_size_xy, radius)
         visible = inside & within_dose(options, tomogram)
         kept = _judge(options, rows, inside, visible, reasons)
-        seen.append(_shares(tomogram, candidate))
+        seen.append(_shares(tomogram, placed))
         if kept.any():
             names = tuple(stems[row] for row in rows[kept])
-            tasks.append(_select(candidate, len(tasks), kept, visible, names))
+            tasks.append(Task(len(tasks), index, 0, rows[kept], names, visible[kept]))
+            positions.append(placed.position[kept])
+            rotations.append(placed.particle_rotation[kept])
     dropped = sorted(reasons)
     return Plan(
         tuple(tasks),
         np.array(dropped, dtype=np.int64),
         tuple(reasons[row] for row in dropped),
+        np.concatenate(positions),
+        np.concatenate(rotations),
         _projected_positions(seen),
+    )
+
+
+def leave_out_tasks(plan: Plan, numbers: set[int]) -> Plan:
+    """Return a plan without the tasks that failed; their particles are dropped."""
+    if not numbers:
+        return plan
+    failed = [task.rows for task in plan.tasks if task.number in numbers]
+    reasons = dict(zip(plan.dropped_rows.tolist(), plan.dropped_reasons, strict=True))
+    reasons.update(dict.fromkeys(np.concatenate(failed).tolist(), FAILED_TOMOGRAM))
+    dropped = sorted(reasons)
+    kept = np.concatenate([np.full(len(t), t.number not in numbers) for t in plan.tasks])
+    return replace(
+        plan,
+        tasks=tuple(task for task in plan.tasks if task.number not in numbers),
+        dropped_rows=np.array(dropped, dtype=np.int64),
+        dropped_reasons=tuple(reasons[row] for row in dropped),
+        position=plan.position[kept],
+        particle_rotation=plan.particle_rotation[kept],
     )
 
 
@@ -148,46 +183,6 @@ def within_dose(options: JobOptions, tomogram: Tomogram) -> NDArray[np.bool_]:
     return tomogram.pre_exposure <= options.max_dose
 
 
-def _view_particles(
-    options: JobOptions,
-    tomogram: Tomogram,
-    index: int,
-    particle_set: ParticleSet,
-    trajectories: Trajectories | None,
-    rows: NDArray[np.int64],
-) -> Task:
-    """Return a task of all the rows of one tomogram, visible or not."""
-    a_sub = geometry.euler_to_matrix(particle_set.subtomogram_angles[rows])
-    a_full = a_sub @ geometry.euler_to_matrix(particle_set.angles[rows])
-    position = particle_set.coordinate[rows]
-    if options.offsets_applied:
-        position = geometry.apply_offset(
-            position, particle_set.offset[rows], a_sub, tomogram.pixel_size
-        )
-    moving = position
-    if trajectories is not None and not options.real_subtomo:
-        shifts = np.stack([trajectories.shifts[row] for row in rows])
-        moving = position[:, None, :] + shifts / tomogram.pixel_size
-    point = geometry.project_points(tomogram.projections, moving)[..., :2]
-    if tomogram.deformation is not None:
-        model = tomogram.deformation
-        point = deformation.deform_points(
-            model.kind, model.grid_xy, model.coefficients, point, tomogram.image_size_xy
-        )
-    return Task(
-        number=0,
-        tomogram=index,
-        rows=rows,
-        stems=(),
-        visible=np.zeros(point.shape[:2], dtype=bool),
-        position=position,
-        image_point=point,
-        box_rotation=a_full if options.apply_orientations else a_sub,
-        particle_rotation=a_full,
-        optics_row=particle_set.optics_row[rows],
-    )
-
-
 def _judge(
     options: JobOptions,
     rows: NDArray[np.int64],
@@ -209,33 +204,12 @@ def _judge(
     return kept
 
 
-def _select(
-    task: Task,
-    number: int,
-    kept: NDArray[np.bool_],
-    visible: NDArray[np.bool_],
-    stems: tuple[str, ...],
-) -> Task:
-    return Task(
-        number=number,
-        tomogram=task.tomogram,
-        rows=task.rows[kept],
-        stems=stems,
-        visible=visible[kept],
-        position=task.position[kept],
-        image_point=task.image_point[kept],
-        box_rotation=task.box_rotation[kept],
-        particle_rotation=task.particle_rotation[kept],
-        optics_row=task.optics_row[kept],
-    )
-
-
-def _shares(tomogram: Tomogram, task: Task) -> tuple[NDArray, ...]:
+def _shares(tomogram: Tomogram, placed: Placement) -> tuple[NDArray, ...]:
     """Return median projected points, image sizes, and positions as shares of the tomogram."""
-    point = np.median(task.image_point, axis=1)
+    point = np.median(placed.image_point, axis=1)
     size = np.broadcast_to(np.asarray(tomogram.image_size_xy, np.float64), point.shape)
     extent = np.where(tomogram.size_xyz[:2] > 0, tomogram.size_xyz[:2], np.nan)
-    return point, size, task.position[:, :2] / extent
+    return point, size, placed.position[:, :2] / extent
 
 
 def _projected_positions(seen: list[tuple[NDArray, ...]]) -> ProjectedPositions:

@@ -14,7 +14,7 @@ from relion_pseudosubtomo.findings import Findings, format_findings, list_first
 from relion_pseudosubtomo.io.optimisation_set import resolve
 from relion_pseudosubtomo.io.particles import make_particle_set, read_particle_table
 from relion_pseudosubtomo.io.tomograms import read_tomogram_set
-from relion_pseudosubtomo.io.trajectories import read_trajectories
+from relion_pseudosubtomo.io.trajectories import check_trajectory_file, read_trajectories
 from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet, Trajectories
 from relion_pseudosubtomo.options import JobOptions, check_options
 
@@ -86,17 +86,28 @@ def check_output_directory(path: str, findings: Findings) -> None:
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
-        findings.error("output-directory", f"output {path}", expected="a directory",
-                       found=f"{existing}, a file")
+        findings.error(
+            "output-directory",
+            f"output {path}",
+            expected="a directory",
+            found=f"{existing}, a file",
+        )
     elif not os.access(existing, os.W_OK | os.X_OK):
-        findings.error("output-directory", f"output {path}",
-                       expected="a directory that can be written to",
-                       found=f"{existing} without permission to write")
+        findings.error(
+            "output-directory",
+            f"output {path}",
+            expected="a directory that can be written to",
+            found=f"{existing} without permission to write",
+        )
     else:
         results = list(_list_results(path))
         if results:
-            findings.error("output-exists", f"output {path}", expected="no results of another run",
-                           found=list_first(results))
+            findings.error(
+                "output-exists",
+                f"output {path}",
+                expected="no results of another run",
+                found=list_first(results),
+            )
 
 
 def _list_results(path: str) -> Iterator[str]:
@@ -119,12 +130,16 @@ def _read(options: JobOptions, findings: Findings) -> JobInput | None:
     if options.only_tomogram is not None:
         wanted = {options.only_tomogram}
     tomogram_set = read_tomogram_set(files.tomograms, findings, wanted=wanted, options=options)
-    if not _has_only_tomogram(options, tomogram_set, findings) or table is None:
-        return None
-    particle_set = make_particle_set(
-        table, tomogram_set, findings, only_tomogram=options.only_tomogram
-    )
+    if not _has_only_tomogram(options, tomogram_set, findings):
+        tomogram_set = None
+    particle_set = None
+    if table is not None:
+        particle_set = make_particle_set(
+            table, tomogram_set, findings, only_tomogram=options.only_tomogram
+        )
     if particle_set is None or tomogram_set is None:
+        if files.trajectories is not None:
+            check_trajectory_file(files.trajectories, findings)
         return None
     trajectories = None
     if files.trajectories is not None:

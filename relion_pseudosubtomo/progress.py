@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import time
 from types import TracebackType
 
@@ -17,7 +16,7 @@ logger = logging.getLogger("relion_pseudosubtomo")
 
 
 class Progress:
-    """Counts particles from any thread and shows how far the run is.
+    """Counts the particles of all ranks and shows how far the run is.
 
     Parameters
     ----------
@@ -28,7 +27,6 @@ class Progress:
     def __init__(self, total: int) -> None:
         self._total = total
         self._done = 0
-        self._lock = threading.Lock()
         self._started = self._last_line = time.monotonic()
         self._bar = tqdm(
             total=total, unit=" particles", file=sys.stdout, disable=not sys.stdout.isatty()
@@ -47,24 +45,22 @@ class Progress:
         """Close the bar."""
         self._bar.close()
 
-    def advance(self) -> None:
-        """Count one particle."""
-        with self._lock:
-            self._done += 1
-            if not self._bar.disable:
-                self._bar.update()
-                return
-            now = time.monotonic()
-            if now - self._last_line < LINE_INTERVAL:
-                return
-            self._last_line = now
-            done, rate = self._done, self._done / (now - self._started)
-        left = (self._total - done) / rate
+    def advance(self, n: int) -> None:
+        """Count finished particles."""
+        self._done += n
+        if not self._bar.disable:
+            self._bar.update(n)
+            return
+        now = time.monotonic()
+        if now - self._last_line < LINE_INTERVAL or self._done == 0:
+            return
+        self._last_line = now
+        rate = self._done / (now - self._started)
         logger.info(
             "%d of %d particles (%.0f%%), %.1f particles/s, about %s left",
-            done,
+            self._done,
             self._total,
-            100 * done / self._total,
+            100 * self._done / self._total,
             rate,
-            tqdm.format_interval(left),
+            tqdm.format_interval((self._total - self._done) / rate),
         )

@@ -2,56 +2,81 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
-import os
-import platform
-import resource
-import shlex
-import socket
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from relion_pseudosubtomo import __version__, merge
-from relion_pseudosubtomo.core import kernels, volumes
+from relion_pseudosubtomo import merge
+from relion_pseudosubtomo.core import kernels
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.io import atomic, mrc, particles, star
-from relion_pseudosubtomo.io.optimisation_set import write_optimisation_set
-from relion_pseudosubtomo.io.trajectories import write_trajectories
+from relion_pseudosubtomo.estimate import rank_memory, task_bytes, task_seconds
+from relion_pseudosubtomo.io.fingerprint import fingerprint_task
+from relion_pseudosubtomo.io.lock import DirectoryLock
 from relion_pseudosubtomo.model import TaskResult
 from relion_pseudosubtomo.options import JobOptions
-from relion_pseudosubtomo.parallel.serial import SerialExecutor
-from relion_pseudosubtomo.parallel.threads import resolve_threads, usable_cores
+from relion_pseudosubtomo.output_directory import Completed, OutputDirectory
+from relion_pseudosubtomo.parallel.coordinate import News
+from relion_pseudosubtomo.parallel.schedule import TaskCost
+from relion_pseudosubtomo.parallel.work import Outcome, Piece
+from relion_pseudosubtomo.parallel.world import Pool
 from relion_pseudosubtomo.pipeline import PipelineControl
-from relion_pseudosubtomo.plan import Plan, make_plan
+from relion_pseudosubtomo.plan import Plan, leave_out_tasks, make_plan
 from relion_pseudosubtomo.preflight import JobInput, read_and_check
 from relion_pseudosubtomo.progress import Progress
-from relion_pseudosubtomo.summary import RunSummary, drop_lines, start_summary
-from relion_pseudosubtomo.worker import Worker
+from relion_pseudosubtomo.results import write_note, write_summary, write_sums, write_tables
+from relion_pseudosubtomo.summary import (
+    RunSummary,
+    count_dropped,
+    drop_lines,
+    plan_lines,
+    start_summary,
+)
+from relion_pseudosubtomo.task_work import writes_records
+from relion_pseudosubtomo.worker import SharedJob, TaskInput
 
 logger = logging.getLogger("relion_pseudosubtomo")
 
-EXIT_DONE, EXIT_FAILED = 0, 1
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 75
 
 
-def run_job(options: JobOptions, command: list[str], control: PipelineControl) -> int:
+@dataclass(frozen=True)
+class Start:
+    """How a job was started.
+
+    Attributes
+    ----------
+    command : list of str
+        The command line, for note.txt.
+    control : PipelineControl
+        RELION's job control files.
+    stopped : callable
+        True once a signal asked for an end.
+    threads : int
+        Threads of each rank.
+    """
+
+    command: list[str]
+    control: PipelineControl
+    stopped: Callable[[], bool]
+    threads: int
+
+
+def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
     """Run an extraction from start to end.
 
     Parameters
     ----------
     options : JobOptions
-    command : list of str
-        The command line, for note.txt.
-    control : PipelineControl
-        RELION's job control files.
+    start : Start
+    pool : Pool
+        The ranks that do the work.
 
     Returns
     -------
     int
-        Exit status: 0 done, 1 failed or aborted (spec 4.5).
+        Exit status: 0 done, 1 failed or aborted, 75 stopped by a signal (spec 4.5).
 
     Raises
     ------
@@ -59,69 +84,193 @@ def run_job(options: JobOptions, command: list[str], control: PipelineControl) -
         Where the input cannot be used; nothing has been written then.
     """
     started = time.perf_counter()
-    threads, warning = resolve_threads(options.threads, os.environ, usable_cores())
-    if warning:
-        logger.warning(warning)
     job = read_and_check(options)
     for finding in job.findings:
         logger.warning("%s", finding)
     plan = make_plan(options, job.tomogram_set, job.particle_set, job.trajectories)
-    summary = start_summary(plan, job.particle_set, threads)
     for line in drop_lines(plan, len(job.particle_set)):
         logger.warning("%s", line)
     if not plan.tasks:
         raise InputError("No particle is left to extract: see the reasons above.")
-    if not options.no_writing:
-        Path(options.output).mkdir(parents=True, exist_ok=True)
-    sums = _extract(options, job, plan, summary, control)
-    summary.seconds = time.perf_counter() - started
-    summary.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    complete = not summary.failures and not control.abort_wanted()
-    if complete:
-        _write_sums(options, job, plan, sums)
-        if not options.no_writing:
-            _write_tables(options, job, plan)
-            if not control.active:
-                _write_note(options, command, threads)
-    if not options.no_writing:
-        report = json.dumps(dataclasses.asdict(summary), indent=1) + "\n"
-        atomic.write_text(Path(options.output, "run_summary.json"), report)
-    return _conclude(options, summary, control, complete)
+    if options.dry_run:
+        _print_plan(options, job, plan, pool.size, start.threads)
+        return EXIT_DONE
+    summary = start_summary(plan, job.particle_set, pool.size, start.threads)
+    summary.failures.update(job.tomogram_set.failed)
+    Path(options.output).mkdir(parents=True, exist_ok=True)
+    with DirectoryLock(options.output, job=f"{pool.size} ranks"):
+        run = Extraction(options, job, plan, summary, OutputDirectory(options))
+        run.extract(pool, start)
+        summary.close(time.perf_counter() - started, run.seconds, run.busy)
+        return _finish(options, start, run)
 
 
-def _extract(
-    options: JobOptions, job: JobInput, plan: Plan, summary: RunSummary, control: PipelineControl
-) -> list[TaskResult]:
-    """Do all tasks; return the results in the plan's order."""
-    if not kernels.IS_COMPILED:
-        logger.warning("The compiled kernels are missing: the NumPy versions are far slower.")
-    results: dict[int, TaskResult] = {}
-    with Progress(len(plan.kept_rows)) as progress:
-        worker = Worker(
-            options,
-            job.tomogram_set,
-            job.particle_set.optics,
-            summary.threads,
-            progress.advance,
-            control.abort_wanted,
+def _print_plan(options: JobOptions, job: JobInput, plan: Plan, ranks: int, threads: int) -> None:
+    tomograms = [job.tomogram_set.tomograms[task.tomogram] for task in plan.tasks]
+    pairs = list(zip(tomograms, plan.tasks, strict=True))
+    work = []
+    for tomogram, task in pairs:
+        begin, each = task_seconds(options, tomogram, task)
+        work.append(begin + each * len(task))
+    n_bytes = [task_bytes(options, tomogram, task) for tomogram, task in pairs]
+    for line in plan_lines(plan, [t.name for t in tomograms], n_bytes, work, ranks):
+        logger.info("%s", line)
+    n_files = len(plan.kept_rows) * len(options.image_suffixes)
+    memory = rank_memory(options, tomograms, threads)
+    logger.info("%d image files; private memory %.2f GB a rank", n_files, memory / 1e9)
+    logger.info("Dry run: nothing was written.")
+
+
+@dataclass
+class Extraction:
+    """One run of the tasks of a plan.
+
+    Attributes
+    ----------
+    options : JobOptions
+    job : JobInput
+    plan : Plan
+    summary : RunSummary
+    directory : OutputDirectory
+        Whose lock is held.
+    failed : set of int
+        Numbers of the tasks that failed.
+    seconds : float
+        Wall time of the extraction.
+    busy : dict of int to float
+        Seconds each rank spent on pieces.
+    """
+
+    options: JobOptions
+    job: JobInput
+    plan: Plan
+    summary: RunSummary
+    directory: OutputDirectory
+    failed: set[int] = field(default_factory=set)
+    seconds: float = 0.0
+    busy: dict[int, float] = field(default_factory=dict)
+    completed: Completed = field(default_factory=Completed)
+    signalled: bool = False
+
+    def extract(self, pool: Pool, start: Start) -> None:
+        """Do what no record says is done; failures are noted, not raised."""
+        if not kernels.IS_COMPILED:
+            logger.warning("The compiled kernels are missing: the NumPy versions are far slower.")
+        fingerprints = self._fingerprint()
+        self.completed, records = self.directory.prepare(
+            self.job.tomogram_set, self.plan.tasks, fingerprints
         )
-        for outcome in SerialExecutor().run(plan.tasks, worker.do_task, control.abort_wanted):
-            name = job.tomogram_set.tomograms[outcome.task.tomogram].name
-            if outcome.result is None:
-                summary.failures[name] = outcome.error
-                logger.error("Tomogram %s failed: %s", name, outcome.error)
+        self.summary.n_done_before = sum(len(record.stems) for record in records)
+        costs = self._costs()
+        self.directory.check_space(self._bytes_to_write())
+        logger.info(
+            "Private memory: about %.2f GB a rank",
+            rank_memory(self.options, self.job.tomogram_set.tomograms, start.threads) / 1e9,
+        )
+        began = time.perf_counter()
+
+        def describe(piece: Piece) -> TaskInput:
+            return self._describe(piece, fingerprints[piece.task])
+
+        def stop() -> bool:
+            return self.signalled or start.stopped() or start.control.abort_wanted()
+
+        shared = SharedJob(self.options, self.job.tomogram_set, self.job.particle_set.optics)
+        left = len(self.plan.kept_rows) - self.summary.n_done_before
+        with Progress(left) as progress:
+            for news in pool.run(
+                shared, costs, describe, split=not self.options.no_split, stop=stop
+            ):
+                progress.advance(news.n_items)
+                self._take(news)
+        self.seconds = time.perf_counter() - began
+
+    def _fingerprint(self) -> dict[int, str]:
+        job = self.job
+        if not writes_records(self.options):
+            return dict.fromkeys(range(len(self.plan.tasks)), "")
+        return {
+            task.number: fingerprint_task(
+                self.options,
+                job.tomogram_set.tomograms[task.tomogram],
+                job.particle_set,
+                job.trajectories,
+                task,
+            )
+            for task in self.plan.tasks
+        }
+
+    def _costs(self) -> list[TaskCost]:
+        costs = []
+        for task in self.plan.tasks:
+            tomogram = self.job.tomogram_set.tomograms[task.tomogram]
+            begin, each = task_seconds(self.options, tomogram, task)
+            costs.append(TaskCost(begin, each, self.completed.missing(task)))
+        return costs
+
+    def _bytes_to_write(self) -> int:
+        tomograms = self.job.tomogram_set.tomograms
+        return sum(
+            task_bytes(self.options, tomograms[task.tomogram], task.part(first, stop))
+            for task in self.plan.tasks
+            for first, stop in self.completed.missing(task)
+        )
+
+    def _describe(self, piece: Piece, fingerprint: str) -> TaskInput:
+        """Return what a rank needs to do a piece."""
+        task = self.plan.tasks[piece.task].part(piece.start, piece.stop)
+        moving = self.job.trajectories
+        return TaskInput(
+            task,
+            self.job.particle_set.take_numbers(task.rows),
+            None if moving is None else moving.take(task.rows),
+            fingerprint,
+        )
+
+    def _take(self, news: News) -> None:
+        """Note what a rank reports."""
+        if news.lost:
+            logger.error("Rank %d was lost; its work goes to the other ranks", news.rank)
+            self.summary.lost_ranks.append(news.rank)
+            for piece in news.lost_pieces:
+                name = self._name(piece)
+                if writes_records(self.options):
+                    self.directory.forget_range(name, piece.start, piece.stop)
+            return
+        self.signalled = self.signalled or news.stopping
+        if news.peak_memory:
+            self.summary.peak_memory[news.rank] = news.peak_memory
+            self.busy[news.rank] = news.busy_seconds
+        for outcome in news.outcomes:
+            self._take_outcome(news.rank, outcome)
+
+    def _name(self, piece: Piece) -> str:
+        return self.job.tomogram_set.tomograms[self.plan.tasks[piece.task].tomogram].name
+
+    def _take_outcome(self, rank: int, outcome: Outcome) -> None:
+        name, piece = self._name(outcome.piece), outcome.piece
+        if outcome.error:
+            self.failed.add(piece.task)
+            self.summary.failures[name] = outcome.error
+            logger.error("Tomogram %s failed: %s", name, outcome.error)
+            if outcome.details:
                 logger.debug("%s", outcome.details)
-                continue
-            results[outcome.task.number] = outcome.result
-            summary.add(name, outcome.result)
-            _log_tomogram(name, len(outcome.task.rows), outcome.result)
-    return [results[number] for number in sorted(results)]
+        elif outcome.n_done:
+            self.completed.add(piece.task, piece.start, piece.start + outcome.n_done)
+            self.summary.add(name, rank, outcome.result)
+            _log_result(name, rank, len(self.plan.tasks[piece.task]), outcome.result)
+
+    def missing_tasks(self) -> set[int]:
+        """Return the tasks of which particles are missing."""
+        return {task.number for task in self.plan.tasks if self.completed.missing(task)}
 
 
-def _log_tomogram(name: str, n_kept: int, result: TaskResult) -> None:
+def _log_result(name: str, rank: int, n_kept: int, result: TaskResult) -> None:
     logger.info(
-        "%s: %d particles, %.1f s loading, %.1f s extracting (of it %.1f s of threads writing)",
+        "%s on rank %d: %d of %d particles, %.1f s loading, %.1f s extracting, %.1f s writing",
         name,
+        rank,
+        result.n_particles,
         n_kept,
         result.seconds_loading,
         result.seconds_extracting,
@@ -133,78 +282,55 @@ def _log_tomogram(name: str, n_kept: int, result: TaskResult) -> None:
         logger.warning("%s: %d values beyond float16's range were clipped", name, result.n_clipped)
 
 
-def _write_sums(options: JobOptions, job: JobInput, plan: Plan, results: list[TaskResult]) -> None:
-    """Write the sums of all particles (`--sum`, spec 2.10)."""
-    sums = [result.sums for result in results if result.sums is not None]
-    if not options.sum or not sums:
-        return
-    data = np.sum([s[0] for s in sums], axis=0).astype(np.float32)
-    weight = np.sum([s[1] for s in sums], axis=0).astype(np.float32)
-    voxel = options.binning * job.tomogram_set.tomograms[plan.tasks[0].tomogram].pixel_size
-    output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
-    for name, volume in (
-        ("sum_data.mrc", data),
-        ("sum_weight.mrc", volumes.expand_centred(weight)),
-        ("sum_div.mrc", volumes.divide_by_weight(data, weight, options.snr)),
-    ):
-        mrc.write_mrc(output / name, volume, voxel_size=voxel, is_stack=False, float16=False)
-
-
-def _write_tables(options: JobOptions, job: JobInput, plan: Plan) -> None:
-    """Write the STAR files, the one that others wait for last (spec 3)."""
-    output = Path(options.output)
-    particle_set, tomogram_set = job.particle_set, job.tomogram_set
-    rows = merge.merge_particles(options, particle_set, tomogram_set, plan)
-    general = merge.merge_general(options, particle_set)
-    optics = merge.merge_optics(options, particle_set, tomogram_set)
-    dropped = merge.merge_dropped(particle_set, plan)
-    star.write_star(output / "dropped.star", [star.StarTable("particles", dropped)])
-    if job.trajectories is not None and len(plan.dropped_rows):
-        kept = plan.kept_rows
-        shifts = [job.trajectories.shifts[row] for row in kept]
-        write_trajectories(output / "motion.star", particle_set.names[kept], shifts)
-    if options.real_subtomo:
-        class2d = merge.merge_class2d(tomogram_set, plan, rows)
-        particles.write_particle_file(
-            output / "particles_for_class2d.star", general, optics, class2d
-        )
-    particles.write_particle_file(output / "particles.star", general, optics, rows)
-    merged = merge.merge_optimisation_set(options, job.optimisation_set, plan)
-    write_optimisation_set(output / "optimisation_set.star", merged)
-
-
-def _write_note(options: JobOptions, command: list[str], threads: int) -> None:
-    """Write note.txt: the command line, versions, host, date, resolved options."""
-    lines = [
-        shlex.join(command),
-        "",
-        f"relion_pseudosubtomo {__version__}, Python {platform.python_version()}, "
-        f"NumPy {np.__version__}",
-        f"host {socket.gethostname()}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}, {threads} threads",
-        f"in {os.getcwd()}",
-        "",
-        "Resolved options:",
-        *(f"  {k} = {v}" for k, v in dataclasses.asdict(options).items()),
-    ]
-    atomic.write_text(Path(options.output, "note.txt"), "\n".join(lines) + "\n")
-
-
-def _conclude(
-    options: JobOptions, summary: RunSummary, control: PipelineControl, complete: bool
-) -> int:
+def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
+    """Merge what is complete, or say why nothing is merged."""
+    summary, missing = run.summary, run.missing_tasks()
+    merging = not missing or (options.allow_failures and missing <= run.failed)
+    if merging and missing == {task.number for task in run.plan.tasks}:
+        merging = False
+    if merging:
+        plan = leave_out_tasks(run.plan, missing)
+        summary.n_kept, summary.dropped = len(plan.kept_rows), count_dropped(plan)
+        _merge(options, start, run, plan)
+    write_summary(options, summary)
     for line in summary.lines():
         logger.info("%s", line)
-    if complete:
+    if merging:
+        if summary.failures:
+            logger.warning("Merged without failed tomograms: %s", ", ".join(summary.failures))
         if not options.no_writing:
             logger.info("Wrote %s", merge.output_path(options, "particles.star"))
         return EXIT_DONE
-    if control.abort_wanted():
-        logger.error("Aborted by RELION's interface; no particles.star was written.")
-    else:
-        logger.error(
-            "%d tomograms failed, so no particles.star was written: %s",
-            len(summary.failures),
-            ", ".join(summary.failures),
-        )
+    return _say_why_not_merged(start, run)
+
+
+def _merge(options: JobOptions, start: Start, run: Extraction, plan: Plan) -> None:
+    """Write everything that needs all ranks' work, the STAR files last."""
+    if writes_records(options):
+        records = run.directory.join_records(run.job.tomogram_set, plan.tasks)
+        if options.sum:
+            tomogram = run.job.tomogram_set.tomograms[plan.tasks[0].tomogram]
+            voxel_size = options.binning * tomogram.pixel_size
+            write_sums(options, voxel_size, run.directory.records, records)
+    if not options.no_writing:
+        if not start.control.active:
+            write_note(options, start.command, run.summary.ranks, start.threads)
+        write_tables(options, run.job, plan)
+
+
+def _say_why_not_merged(start: Start, run: Extraction) -> int:
+    hint = "start again with --only_do_unfinished to continue"
+    if start.control.abort_wanted():
+        logger.error("Aborted by RELION's interface; no particles.star was written: %s", hint)
+        return EXIT_FAILED
+    if run.signalled or start.stopped():
+        logger.error("Stopped by a signal; no particles.star was written: %s", hint)
+        return EXIT_STOPPED
+    logger.error(
+        "%d tomograms failed, so no particles.star was written: %s. Mend them and %s, or leave "
+        "them out with --allow_failures",
+        len(run.summary.failures),
+        ", ".join(run.summary.failures),
+        hint,
+    )
     return EXIT_FAILED

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from relion_pseudosubtomo.model import ParticleSet, TaskResult
-from relion_pseudosubtomo.plan import DROP_REASONS, Plan, ProjectedPositions
+from relion_pseudosubtomo.plan import (
+    DROP_REASONS,
+    FAILED_TOMOGRAM,
+    UNKNOWN_TOMOGRAM,
+    Plan,
+    ProjectedPositions,
+)
 
 #: Share of dropped particles above which the coordinates are looked at.
 SUSPICIOUS_SHARE = 0.2
@@ -19,8 +25,8 @@ def drop_lines(plan: Plan, n_particles: int) -> list[str]:
     """Return one line a drop reason, and the diagnosis where many were dropped."""
     counts = Counter(plan.dropped_reasons)
     lines = [f"Dropped {counts[reason]}: {reason}" for reason in DROP_REASONS if counts[reason]]
-    n_placed = n_particles - counts[DROP_REASONS[0]]
-    n_dropped = len(plan.dropped_rows) - counts[DROP_REASONS[0]]
+    n_other = counts[UNKNOWN_TOMOGRAM] + counts[FAILED_TOMOGRAM]
+    n_placed, n_dropped = n_particles - n_other, len(plan.dropped_rows) - n_other
     if n_placed and n_dropped > SUSPICIOUS_SHARE * n_placed:
         lines.append(_diagnosis(plan.projected, n_dropped / n_placed))
     return lines
@@ -64,29 +70,62 @@ def diagnose_coordinates(where: ProjectedPositions) -> str:
 
 @dataclass
 class RunSummary:
-    """Figures of one run, for the log and run_summary.json."""
+    """Figures of one run, for the log and run_summary.json.
+
+    Attributes
+    ----------
+    n_particles, n_kept : int
+        Particles in the input, and in the output.
+    dropped : dict of str to int
+        Particles by drop reason.
+    n_tomograms : int
+        Tomograms that keep particles.
+    n_done_before : int
+        Particles an earlier run had finished.
+    ranks, threads : int
+        Threads are those of each rank.
+    bytes_written, n_clipped, n_not_finite : int
+        Of this run.
+    seconds, busy_seconds : float
+        Wall time, and the ranks' time spent on particles, summed.
+    peak_memory : dict of int to int
+        Bytes by rank.
+    failures : dict of str to str
+        What failed and why, by tomogram.
+    tomograms : list of dict
+        Particles and seconds of each piece of work.
+    """
 
     n_particles: int
     n_kept: int
     dropped: dict[str, int]
     n_tomograms: int
+    ranks: int
     threads: int
+    n_done_before: int = 0
     bytes_written: int = 0
     n_clipped: int = 0
     n_not_finite: int = 0
     seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    extracting_seconds: float = 0.0
+    busy_seconds: float = 0.0
+    efficiency: float = 0.0
+    particles_per_second: float = 0.0
+    peak_memory: dict[int, int] = field(default_factory=dict)
+    lost_ranks: list[int] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     tomograms: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, name: str, result: TaskResult) -> None:
-        """Add what was done for one tomogram."""
+    def add(self, name: str, rank: int, result: TaskResult) -> None:
+        """Add what was done for a tomogram, or a part of it."""
         self.bytes_written += result.bytes_written
         self.n_clipped += result.n_clipped
         self.n_not_finite += result.n_not_finite
         self.tomograms.append(
             {
                 "name": name,
+                "rank": rank,
+                "first": result.first,
                 "particles": result.n_particles,
                 "seconds_loading": round(result.seconds_loading, 3),
                 "seconds_extracting": round(result.seconds_extracting, 3),
@@ -94,25 +133,78 @@ class RunSummary:
             }
         )
 
+    def close(self, seconds: float, extracting_seconds: float, busy: dict[int, float]) -> None:
+        """Compute what needs the whole run."""
+        self.seconds = round(seconds, 3)
+        self.extracting_seconds = round(extracting_seconds, 3)
+        self.busy_seconds = round(sum(busy.values()), 3)
+        done = sum(item["particles"] for item in self.tomograms)
+        if extracting_seconds > 0:
+            self.particles_per_second = round(done / extracting_seconds, 2)
+            self.efficiency = round(self.busy_seconds / (extracting_seconds * self.ranks), 3)
+
     def lines(self) -> list[str]:
         """Return the summary as the log shows it."""
-        rate = self.n_kept / self.seconds if self.seconds > 0 else 0.0
+        peak = max(self.peak_memory.values(), default=0)
+        before = f", {self.n_done_before} of them before" if self.n_done_before else ""
         lines = [
-            f"{self.n_particles} particles in, {self.n_kept} kept, "
+            f"{self.n_particles} particles in, {self.n_kept} kept{before}, "
             f"{self.n_particles - self.n_kept} dropped, in {self.n_tomograms} tomograms",
-            f"{self.bytes_written / 1e6:.1f} MB of images written, {rate:.1f} particles/s, "
-            f"{self.seconds:.1f} s, {self.threads} threads, "
-            f"peak memory {self.peak_memory_bytes / 1e9:.2f} GB",
+            f"{self.bytes_written / 1e6:.1f} MB of images written, "
+            f"{self.particles_per_second:.1f} particles/s, {self.seconds:.1f} s, "
+            f"{self.ranks} ranks x {self.threads} threads, efficiency {self.efficiency:.0%}, "
+            f"peak memory {peak / 1e9:.2f} GB a rank",
         ]
-        return lines + [f"Failed: {name}: {why}" for name, why in self.failures.items()]
+        lines += [f"Dropped {n}: {reason}" for reason, n in self.dropped.items()]
+        lines += [f"Lost rank {rank}: its work was done by others" for rank in self.lost_ranks]
+        return lines + [f"Failed {name}: {why}" for name, why in self.failures.items()]
 
 
-def start_summary(plan: Plan, particle_set: ParticleSet, threads: int) -> RunSummary:
+def start_summary(plan: Plan, particle_set: ParticleSet, ranks: int, threads: int) -> RunSummary:
     """Return the summary of a run that has not done anything yet."""
     return RunSummary(
         n_particles=len(particle_set),
         n_kept=len(plan.kept_rows),
-        dropped=dict(Counter(plan.dropped_reasons)),
+        dropped=count_dropped(plan),
         n_tomograms=len(plan.tasks),
+        ranks=ranks,
         threads=threads,
     )
+
+
+def count_dropped(plan: Plan) -> dict[str, int]:
+    """Return how many particles are dropped for each reason."""
+    counts = Counter(plan.dropped_reasons)
+    return {reason: counts[reason] for reason in DROP_REASONS if counts[reason]}
+
+
+def plan_lines(
+    plan: Plan, tomogram_names: list[str], task_bytes: list[int], work: list[float], ranks: int
+) -> list[str]:
+    """Return the plan as `--dry_run` prints it, without the memory a rank.
+
+    Parameters
+    ----------
+    plan : Plan
+    tomogram_names : list of str
+        By task.
+    task_bytes : list of int
+        Bytes of images by task.
+    work : list of float
+        Estimated thread seconds by task.
+    ranks : int
+        Ranks the work is for.
+    """
+    rows = [
+        f"  {name}: {len(task)} particles, {n_bytes / 1e6:.1f} MB, {seconds:.0f} thread seconds"
+        for task, name, n_bytes, seconds in zip(
+            plan.tasks, tomogram_names, task_bytes, work, strict=True
+        )
+    ]
+    total = sum(work)
+    return [
+        *rows,
+        f"{len(plan.kept_rows)} particles kept, {len(plan.dropped_rows)} dropped, "
+        f"{len(plan.tasks)} tomograms, {sum(task_bytes)} bytes of images",
+        f"Estimated work: {total:.0f} thread seconds, {total / ranks:.0f} a rank on {ranks} ranks",
+    ]

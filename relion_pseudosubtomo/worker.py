@@ -15,42 +15,79 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import realspace, volumes
 from relion_pseudosubtomo.core.aberrations import aberration_phase
-from relion_pseudosubtomo.core.ctf import ctf_phase_coefficients, electron_wavelength
-from relion_pseudosubtomo.core.frames import FrameTables, make_frame_tables, slice_frequencies
+from relion_pseudosubtomo.core.frames import slice_frequencies
 from relion_pseudosubtomo.core.geometry import depths_from_centre
-from relion_pseudosubtomo.core.noise import noise_weight, spread_noise_weight
 from relion_pseudosubtomo.core.subtomogram import (
     Aberrations,
     ExtractionSettings,
     ParticleExtractor,
     ParticleView,
     Subtomogram,
-    TiltImages,
 )
-from relion_pseudosubtomo.errors import PseudoSubtomoError
 from relion_pseudosubtomo.io import mrc
-from relion_pseudosubtomo.model import OpticsGroups, Task, TaskResult, Tomogram, TomogramSet
+from relion_pseudosubtomo.loading import LoadedTomogram, load_tomogram
+from relion_pseudosubtomo.model import (
+    OpticsGroups,
+    ParticleSet,
+    Task,
+    TaskResult,
+    Tomogram,
+    TomogramSet,
+    Trajectories,
+)
 from relion_pseudosubtomo.options import JobOptions, real_box_size
+from relion_pseudosubtomo.placement import Placement, place_particles
 
-
-class StoppedError(PseudoSubtomoError):
-    """The run was told to stop while this task was in hand."""
+#: (suffix, array, voxel size) of one output file.
+OutputFile = tuple[str, NDArray[np.float32], float]
 
 
 @dataclass(frozen=True)
-class LoadedTomogram:
-    """A tomogram with all that its particles share.
+class SharedJob:
+    """What every rank needs to know of a job, once.
 
     Attributes
     ----------
-    tomogram : Tomogram
-    images : TiltImages
-    tables : FrameTables
+    options : JobOptions
+    tomogram_set : TomogramSet
+    optics : OpticsGroups
+        Pixel sizes and aberrations of the particles' optics groups.
     """
 
-    tomogram: Tomogram
-    images: TiltImages
-    tables: FrameTables
+    options: JobOptions
+    tomogram_set: TomogramSet
+    optics: OpticsGroups
+
+
+@dataclass(frozen=True)
+class TaskInput:
+    """A task with the numbers of its particles, as it is sent to a rank.
+
+    Attributes
+    ----------
+    task : Task
+    particles : ParticleSet
+        The task's particles, in its order, without text.
+    trajectories : Trajectories or None
+        Theirs.
+    fingerprint : str
+        Of the tomogram's whole task, for the completion records.
+    """
+
+    task: Task
+    particles: ParticleSet
+    trajectories: Trajectories | None
+    fingerprint: str
+
+    def part(self, start: int, stop: int) -> TaskInput:
+        """Return particles `start` to `stop` of this task."""
+        rows = np.arange(start, stop)
+        return TaskInput(
+            self.task.part(start, stop),
+            self.particles.take(rows),
+            None if self.trajectories is None else self.trajectories.take(rows),
+            self.fingerprint,
+        )
 
 
 class Worker:
@@ -58,38 +95,23 @@ class Worker:
 
     Parameters
     ----------
-    options : JobOptions
-    tomogram_set : TomogramSet
-    optics : OpticsGroups
-        Aberrations and pixel sizes of the particles' optics groups.
+    job : SharedJob
+        The job all tasks belong to.
     threads : int
-    on_particle : callable
-        Called without arguments after each particle, from any thread.
-    stop : callable
-        True once the work in hand is to be dropped.
+        Threads of this rank.
     """
 
-    def __init__(
-        self,
-        options: JobOptions,
-        tomogram_set: TomogramSet,
-        optics: OpticsGroups,
-        threads: int,
-        on_particle: Callable[[], None],
-        stop: Callable[[], bool],
-    ) -> None:
-        self._options = options
-        self._tomograms = tomogram_set.tomograms
-        self._optics = optics
+    def __init__(self, job: SharedJob, threads: int) -> None:
+        self._job = job
         self._threads = threads
-        self._on_particle = on_particle
-        self._stop = stop
         self._aberrations: dict[int, Aberrations] = {}
         self._free_extractors: list[ParticleExtractor] = []
+        self._loaded: list[LoadedTomogram] = []
+        self._load_lock = threading.Lock()
 
     @cached_property
     def _settings(self) -> ExtractionSettings:
-        options = self._options
+        options = self._job.options
         return ExtractionSettings(
             box=options.box,
             crop=options.crop,
@@ -104,73 +126,121 @@ class Worker:
             cone=(options.cone_angle, options.cone_sig0) if options.cone_weight else None,
         )
 
-    def do_task(self, task: Task) -> TaskResult:
-        """Extract and write the particles of one task."""
-        if self._options.real_subtomo:
-            return self._do_real_task(task)
-        result = TaskResult(task.number)
+    def prefetch(self, task: Task) -> None:
+        """Load the tomogram of a task that comes next; at most two are kept."""
+        if not self._job.options.real_subtomo:
+            self._load(task)
+
+    def _load(self, task: Task) -> LoadedTomogram:
+        used = np.any(task.visible, axis=0)
+        with self._load_lock:
+            found = next((t for t in self._loaded if t.serves(task.tomogram, used)), None)
+            if found is None:
+                tomogram = self._job.tomogram_set.tomograms[task.tomogram]
+                found = load_tomogram(self._job.options, tomogram, task.tomogram, used)
+                self._loaded = [*self._loaded[-1:], found]
+            return found
+
+    def do_task(
+        self, given: TaskInput, stop: Callable[[], bool], on_particle: Callable[[], None]
+    ) -> TaskResult:
+        """Extract and write the particles of one task.
+
+        Parameters
+        ----------
+        given : TaskInput
+        stop : callable
+            True once no further particle is to be begun; those in hand are finished.
+        on_particle : callable
+            Called after each particle, from any thread.
+
+        Returns
+        -------
+        TaskResult
+            With fewer particles than the task where it was stopped: its first ones.
+        """
+        task = given.task
+        result = TaskResult(task.number, task.first)
         started = time.perf_counter()
-        loaded = self._load(task)
+        prepare = self._prepare_real if self._job.options.real_subtomo else self._prepare
+        extract = prepare(given)
         result.seconds_loading = time.perf_counter() - started
         started = time.perf_counter()
-        views = particle_views(loaded.tomogram, task)
-        shared = SharedCounts(result)
-        indices = iter(range(len(task.rows)))
+        share = Share(result, iter(range(len(task))), stop, on_particle)
         with ThreadPoolExecutor(self._threads) as pool:
             jobs = [
-                pool.submit(self._extract_share, task, loaded, views, indices, shared)
-                for _ in range(min(self._threads, len(task.rows)))
+                pool.submit(self._do_share, task, share, extract)
+                for _ in range(min(self._threads, len(task)))
             ]
         for job in jobs:
             job.result()
-        if self._stop():
-            raise StoppedError("stopped")
         result.seconds_extracting = time.perf_counter() - started
         return result
 
-    def _load(self, task: Task) -> LoadedTomogram:
-        tomogram = self._tomograms[task.tomogram]
-        mapped = mrc.map_series(tomogram.frames)
-        images = TiltImages.from_arrays(mapped)
-        used = np.any(task.visible, axis=0)
-        return LoadedTomogram(tomogram, images, self._make_tables(tomogram, used, mapped))
+    def _do_share(
+        self, task: Task, share: Share, extract: Callable[[int, Share], list[OutputFile]]
+    ) -> None:
+        """Extract and write particles until none is left; runs in each thread."""
+        for i in share.take_particles():
+            files = extract(i, share)
+            started = time.perf_counter()
+            n_bytes, n_clipped = self._write(task.stems[i], files)
+            share.count(n_bytes, n_clipped, time.perf_counter() - started)
 
-    def _make_tables(
-        self, tomogram: Tomogram, used: NDArray[np.bool_], mapped: list[NDArray]
-    ) -> FrameTables:
-        options = self._options
-        noise = None
-        if options.whiten:
-            noise = np.zeros((len(used), options.box // 2 + 1, options.box), np.float32)
-            for f in np.flatnonzero(used):
-                weight = noise_weight(mapped[f], options.window)
-                noise[f] = spread_noise_weight(weight, options.box, options.binning)
-        return make_frame_tables(
-            box=options.box,
-            binned_pixel_size=options.binning * tomogram.pixel_size,
-            used=used,
-            dose=tomogram.pre_exposure,
-            bfactor_per_dose=tomogram.bfactor_per_dose,
-            ctf_phase=ctf_phase_coefficients(
-                tomogram.defocus_u,
-                tomogram.defocus_v,
-                tomogram.defocus_angle,
-                tomogram.phase_shift,
-                tomogram.voltage,
-                tomogram.spherical_aberration,
-                tomogram.amplitude_contrast,
-            ),
-            wavelength=electron_wavelength(tomogram.voltage),
-            ctf_scale=tomogram.ctf_scale,
-            ctf_bfactor=tomogram.ctf_bfactor,
-            cutoff=options.cutoff_fract,
-            noise=noise,
-        )
+    def _prepare(self, given: TaskInput) -> Callable[[int, Share], list[OutputFile]]:
+        """Return the function that extracts particle i of a task (spec 2.4 to 2.10)."""
+        options, task = self._job.options, given.task
+        tomogram = self._job.tomogram_set.tomograms[task.tomogram]
+        loaded = self._load(task)
+        views = particle_views(tomogram, task, self._place(tomogram, given))
+        groups = given.particles.optics_row
+        aberrations = {int(group): self._aberrations_of(int(group)) for group in np.unique(groups)}
+        voxel = options.binning * tomogram.pixel_size
+
+        def extract(i: int, share: Share) -> list[OutputFile]:
+            extractor = share.extractor(self._settings, self._free_extractors)
+            seen = extractor.n_not_finite
+            arguments = (loaded.images, loaded.tables, views[i], aberrations[int(groups[i])])
+            if options.stack2d:
+                files = [("_stack2d.mrcs", extractor.extract_stack(*arguments), voxel)]
+            else:
+                subtomogram = extractor.extract_subtomogram(*arguments)
+                if options.sum:
+                    share.add_sums(subtomogram)
+                files = [] if options.no_writing else volume_files(options, subtomogram, voxel)
+            share.count_not_finite(extractor.n_not_finite - seen)
+            return [] if options.no_writing else files
+
+        return extract
+
+    def _place(self, tomogram: Tomogram, given: TaskInput) -> Placement:
+        particles = given.particles
+        rows = np.arange(len(particles))
+        return place_particles(self._job.options, tomogram, particles, given.trajectories, rows)
+
+    def _prepare_real(self, given: TaskInput) -> Callable[[int, Share], list[OutputFile]]:
+        """Return the function that makes true subtomogram i of a task (spec 2.11)."""
+        options, task = self._job.options, given.task
+        tomogram = self._job.tomogram_set.tomograms[task.tomogram]
+        position = self._place(tomogram, given).position
+        volume = np.sum([mrc.read_volume(path) for path in tomogram.reconstructions], axis=0)
+        binning = tomogram.tomogram_binning
+        assert binning is not None  # the checks made sure
+        size = real_box_size(options.crop, options.binning, binning)
+
+        def extract(i: int, share: Share) -> list[OutputFile]:
+            centre = position[i] / binning
+            box = realspace.cut_sphere(volume, centre, size, invert=not options.no_ic)
+            axes = tomogram.projections[task.visible[i], :2, :3]
+            stack = realspace.project_box(box, axes)
+            return [("_data.mrc", stack, binning * tomogram.pixel_size)]
+
+        return extract
 
     def _aberrations_of(self, group: int) -> Aberrations:
         """Return the aberrations of an optics group, computed once."""
         if group not in self._aberrations:
-            options, optics = self._options, self._optics
+            options, optics = self._job.options, self._job.optics
             kx, ky = slice_frequencies(options.box, options.binning * optics.pixel_size[group])
             even_coefficients = optics.even_zernike[group]
             odd_coefficients = optics.odd_zernike[group]
@@ -183,183 +253,134 @@ class Worker:
             self._aberrations[group] = Aberrations(even, odd)
         return self._aberrations[group]
 
-    def _extract_share(
-        self,
-        task: Task,
-        loaded: LoadedTomogram,
-        views: list[ParticleView],
-        indices: Iterator[int],
-        shared: SharedCounts,
-    ) -> None:
-        """Extract particles until none is left; runs in each thread."""
-        with shared.lock:
-            extractor = (
-                self._free_extractors.pop()
-                if self._free_extractors
-                else ParticleExtractor(self._settings)
-            )
-        extractor.n_not_finite = 0
-        try:
-            while not self._stop() and not shared.failed:
-                with shared.lock:
-                    i = next(indices, None)
-                    if i is None:
-                        break
-                    aberrations = self._aberrations_of(int(task.optics_row[i]))
-                self._extract_particle(
-                    task.stems[i], loaded, views[i], aberrations, extractor, shared
-                )
-                self._on_particle()
-        except BaseException:
-            shared.failed = True
-            raise
-        finally:
-            with shared.lock:
-                shared.result.n_not_finite += extractor.n_not_finite
-                self._free_extractors.append(extractor)
-
-    def _extract_particle(
-        self,
-        stem: str,
-        loaded: LoadedTomogram,
-        view: ParticleView,
-        aberrations: Aberrations,
-        extractor: ParticleExtractor,
-        shared: SharedCounts,
-    ) -> None:
-        options = self._options
-        voxel = options.binning * loaded.tomogram.pixel_size
-        arguments = (loaded.images, loaded.tables, view, aberrations)
-        if options.stack2d:
-            stack = extractor.extract_stack(*arguments)
-            files = [("_stack2d.mrcs", stack, voxel)]
-        else:
-            subtomogram = extractor.extract_subtomogram(*arguments)
-            if options.sum:
-                shared.add_sums(subtomogram)
-            files = [] if options.no_writing else self._volume_files(subtomogram, voxel)
-        if options.no_writing:
-            files = []
-        self._write(stem, files, shared)
-
-    def _volume_files(
-        self, subtomogram: Subtomogram, voxel: float
-    ) -> list[tuple[str, NDArray[np.float32], float]]:
-        """Return (suffix, array, voxel size) of every file of a 3D particle (spec 2.10, 3.2)."""
-        options = self._options
-        data, weight = subtomogram.data, subtomogram.weight
-        multiplicity = subtomogram.multiplicity
-        files = [("_data.mrc", data, voxel)]
-        if not options.no_comb:
-            files.append(("_weights.mrc", subtomogram.weights, 1 / voxel))
-        if options.ctf:
-            files.append(("_CTF2.mrc", volumes.expand_centred(weight), 1 / voxel))
-        if options.multi:
-            files.append(("_multi.mrc", volumes.expand_centred(multiplicity), 1 / voxel))
-        if options.div:
-            divided = volumes.tapered_division(
-                data, weight, options.snr, options.taper, centre=not options.no_center
-            )
-            files.append(("_div.mrc", divided, voxel))
-        if options.nrm:
-            normalised = volumes.normalise_by_multiplicity(data, multiplicity)
-            weight_normalised = volumes.divide_or_zero(weight, multiplicity)
-            files.append(("_data_nrm.mrc", normalised, voxel))
-            files.append(("_CTF2_nrm.mrc", volumes.expand_centred(weight_normalised), 1 / voxel))
-        return files
-
-    def _write(
-        self,
-        stem: str,
-        files: list[tuple[str, NDArray[np.float32], float]],
-        shared: SharedCounts,
-    ) -> None:
-        started = time.perf_counter()
+    def _write(self, stem: str, files: list[OutputFile]) -> tuple[int, int]:
+        """Write the files of one particle; return bytes and clipped values."""
+        options = self._job.options
         n_bytes = n_clipped = 0
         if files:
-            Path(self._options.output, stem).parent.mkdir(parents=True, exist_ok=True)
+            Path(options.output, stem).parent.mkdir(parents=True, exist_ok=True)
         for suffix, array, voxel in files:
             written, clipped = mrc.write_mrc(
-                Path(self._options.output, stem + suffix),
+                Path(options.output, stem + suffix),
                 array,
                 voxel_size=voxel,
                 is_stack=suffix.endswith(".mrcs"),
-                float16=self._options.float16,
+                float16=options.float16,
             )
             n_bytes += written
             n_clipped += clipped
-        with shared.lock:
-            shared.result.n_particles += 1
-            shared.result.bytes_written += n_bytes
-            shared.result.n_clipped += n_clipped
-            shared.result.seconds_writing += time.perf_counter() - started
-
-    def _do_real_task(self, task: Task) -> TaskResult:
-        """Cut, project and write the true subtomograms of one task (spec 2.11)."""
-        options, result = self._options, TaskResult(task.number)
-        tomogram = self._tomograms[task.tomogram]
-        shared = SharedCounts(result)
-        started = time.perf_counter()
-        volume = np.sum([mrc.read_volume(path) for path in tomogram.reconstructions], axis=0)
-        result.seconds_loading = time.perf_counter() - started
-        binning = tomogram.tomogram_binning
-        assert binning is not None  # the checks made sure
-        size = real_box_size(options.crop, options.binning, binning)
-
-        def extract(i: int) -> None:
-            if self._stop():
-                return
-            box = realspace.cut_sphere(
-                volume, task.position[i] / binning, size, invert=not options.no_ic
-            )
-            axes = tomogram.projections[task.visible[i], :2, :3]
-            stack = realspace.project_box(box, axes)
-            self._write(
-                task.stems[i], [("_data.mrc", stack, binning * tomogram.pixel_size)], shared
-            )
-            self._on_particle()
-
-        with ThreadPoolExecutor(self._threads) as pool:
-            list(pool.map(extract, range(len(task.rows))))
-        if self._stop():
-            raise StoppedError("stopped")
-        result.seconds_extracting = time.perf_counter() - started
-        return result
+        return n_bytes, n_clipped
 
 
-class SharedCounts:
-    """What the threads of one task add to, under one lock."""
+class Share:
+    """What the threads of one task share: who takes which particle, and what was done.
 
-    def __init__(self, result: TaskResult) -> None:
-        self.lock = threading.Lock()
-        self.result = result
-        self.failed = False
+    Parameters
+    ----------
+    result : TaskResult
+        Added to.
+    indices : iterator of int
+        Particles of the task, in order; each is taken once.
+    stop, on_particle : callable
+        As for `Worker.do_task`.
+    """
+
+    def __init__(
+        self,
+        result: TaskResult,
+        indices: Iterator[int],
+        stop: Callable[[], bool],
+        on_particle: Callable[[], None],
+    ) -> None:
+        self._result = result
+        self._indices = indices
+        self._stop = stop
+        self._on_particle = on_particle
+        self._lock = threading.Lock()
+        self._failed = False
+        self._extractors: dict[int, ParticleExtractor] = {}
+
+    def take_particles(self) -> Iterator[int]:
+        """Yield particles for the calling thread until none is left, or another thread failed."""
+        try:
+            while not (self._failed or self._stop()):
+                with self._lock:
+                    i = next(self._indices, None)
+                if i is None:
+                    return
+                yield i
+        except GeneratorExit:  # the calling thread failed with the particle in hand
+            self._failed = True
+            raise
+
+    def extractor(
+        self, settings: ExtractionSettings, free: list[ParticleExtractor]
+    ) -> ParticleExtractor:
+        """Return the calling thread's extractor, made at its first particle of the job."""
+        key = threading.get_ident()
+        if key not in self._extractors:
+            with self._lock:
+                place = len(self._extractors)
+                if place == len(free):
+                    free.append(ParticleExtractor(settings))
+                self._extractors[key] = free[place]
+        return self._extractors[key]
+
+    def count(self, n_bytes: int, n_clipped: int, seconds_writing: float) -> None:
+        """Count one finished particle."""
+        with self._lock:
+            self._result.n_particles += 1
+            self._result.bytes_written += n_bytes
+            self._result.n_clipped += n_clipped
+            self._result.seconds_writing += seconds_writing
+        self._on_particle()
+
+    def count_not_finite(self, n: int) -> None:
+        """Count pixels that were NaN or infinite."""
+        if n:
+            with self._lock:
+                self._result.n_not_finite += n
 
     def add_sums(self, subtomogram: Subtomogram) -> None:
         """Add a particle to the accumulators of `--sum`."""
-        with self.lock:
-            if self.result.sums is None:
-                self.result.sums = (
+        with self._lock:
+            if self._result.sums is None:
+                self._result.sums = (
                     np.zeros(subtomogram.data.shape),
                     np.zeros(subtomogram.weight.shape),
                 )
-            data, weight = self.result.sums
+            data, weight = self._result.sums
             data += subtomogram.data
             weight += subtomogram.weight
 
 
-def particle_views(tomogram: Tomogram, task: Task) -> list[ParticleView]:
+def volume_files(options: JobOptions, subtomogram: Subtomogram, voxel: float) -> list[OutputFile]:
+    """Return every file of a 3D particle (spec 2.10, 3.2)."""
+    data, weight = subtomogram.data, subtomogram.weight
+    multiplicity = subtomogram.multiplicity
+    files: list[OutputFile] = [("_data.mrc", data, voxel)]
+    if not options.no_comb:
+        files.append(("_weights.mrc", subtomogram.weights, 1 / voxel))
+    if options.ctf:
+        files.append(("_CTF2.mrc", volumes.expand_centred(weight), 1 / voxel))
+    if options.multi:
+        files.append(("_multi.mrc", volumes.expand_centred(multiplicity), 1 / voxel))
+    if options.div:
+        centre = not options.no_center
+        divided = volumes.tapered_division(data, weight, options.snr, options.taper, centre=centre)
+        files.append(("_div.mrc", divided, voxel))
+    if options.nrm:
+        normalised = volumes.normalise_by_multiplicity(data, multiplicity)
+        weight_normalised = volumes.divide_or_zero(weight, multiplicity)
+        files.append(("_data_nrm.mrc", normalised, voxel))
+        files.append(("_CTF2_nrm.mrc", volumes.expand_centred(weight_normalised), 1 / voxel))
+    return files
+
+
+def particle_views(tomogram: Tomogram, task: Task, placed: Placement) -> list[ParticleView]:
     """Return how each particle of a task is seen in the frames (spec 2.1, 2.4, 2.8)."""
-    depth = depths_from_centre(tomogram.projections, task.position, tomogram.size_xyz)
+    depth = depths_from_centre(tomogram.projections, placed.position, tomogram.size_xyz)
     extra_defocus = tomogram.hand * tomogram.pixel_size * tomogram.defocus_slope * depth
-    slice_axes = np.einsum("fij,njk->nfik", tomogram.projections[:, :2, :3], task.box_rotation)
-    return [
-        ParticleView(
-            task.visible[i],
-            task.image_point[i],
-            extra_defocus[i],
-            slice_axes[i],
-            task.particle_rotation[i],
-        )
-        for i in range(len(task.rows))
-    ]
+    axes = np.einsum("fij,njk->nfik", tomogram.projections[:, :2, :3], placed.box_rotation)
+    columns = (task.visible, placed.image_point, extra_defocus, axes, placed.particle_rotation)
+    return [ParticleView(*values) for values in zip(*columns, strict=True)]

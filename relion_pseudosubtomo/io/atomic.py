@@ -10,6 +10,9 @@ from pathlib import Path
 
 from relion_pseudosubtomo.errors import OutputError
 
+#: Matches every temporary name.
+TEMPORARY_PATTERN = ".*.tmp-*-*"
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -38,9 +41,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OutputError(
-                f"{final} could not be written: {error.strerror or error}"
-            ) from error
+            raise OutputError(f"{final} could not be written: {error.strerror or error}") from error
         raise
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.star import StarTable
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 _ABSENT = frozenset({"", "None"})
 
@@ -43,12 +45,13 @@ def texts(table: StarTable, label: str) -> list[str | None]:
 
 
 def report_rows(
-    findings: Findings, code: str, what: str, table: StarTable, rows: Sequence[int], **place: object
+    findings: Findings, code: str, what: str, table: StarTable, rows: ArrayLike, **place: Any
 ) -> None:
     """Add one error for some rows of a table, counted from 0; nothing where there are none."""
-    if len(rows):
-        numbers = list_first(int(row) + 1 for row in rows)
-        findings.error(code, what, file=table.path, table=table.name, row=numbers, **place)
+    places = np.asarray(rows, dtype=np.int64) + 1
+    if len(places):
+        place["row"] = list_first(places)
+        findings.error(code, what, file=table.path, table=table.name, **place)
 
 
 def numbers(
@@ -57,7 +60,7 @@ def numbers(
     findings: Findings,
     *,
     default: float | None = None,
-    rows: NDArray[np.bool_] | None = None,
+    rows: Flags | None = None,
 ) -> Floats:
     """Return a column as finite numbers.
 
@@ -85,56 +88,41 @@ def numbers(
             report_missing_columns(table, [label], findings)
         return np.full(table.n_rows, np.nan if default is None else default)
     checked = np.ones(len(column), dtype=bool) if rows is None else rows
-    try:
-        values = column.astype(np.float64)
-    except ValueError:
-        values = _numbers_one_by_one(table, label, findings, default, checked)
+    values, absent, wrong = _parse(column)
+    if default is None:
+        _report(findings, "missing-value", f"no {label}", table, label, absent & checked)
     else:
-        absent_or_not = np.flatnonzero(~np.isfinite(values) & checked)
-        _report_not_finite(table, label, findings, absent_or_not)
+        values[absent] = default
+    _report(findings, "not-a-number", label, table, label, wrong & checked)
+    not_finite = ~np.isfinite(values) & ~absent & ~wrong
+    _report(findings, "not-finite", label, table, label, not_finite & checked)
     return values
 
 
-def _numbers_one_by_one(
-    table: StarTable,
-    label: str,
-    findings: Findings,
-    default: float | None,
-    checked: NDArray[np.bool_],
-) -> Floats:
-    column = table.columns[label]
-    values = np.full(len(column), np.nan)
-    absent, wrong, not_finite = [], [], []
+def _parse(column: NDArray[np.object_]) -> tuple[Floats, Flags, Flags]:
+    """Return the numbers, NaN where there is none, and which texts are absent and which wrong."""
+    absent = np.zeros(len(column), dtype=bool)
+    wrong = np.zeros(len(column), dtype=bool)
+    try:
+        return column.astype(np.float64), absent, wrong
+    except ValueError:
+        values = np.full(len(column), np.nan)
     for row, text in enumerate(column):
-        if is_absent(text):
-            absent.append(row)
-            values[row] = np.nan if default is None else default
-            continue
         try:
             values[row] = float(text)
         except ValueError:
-            wrong.append(row)
-            continue
-        if not np.isfinite(values[row]):
-            not_finite.append(row)
-    if default is None:
-        absent = [row for row in absent if checked[row]]
-        report_rows(findings, "missing-value", f"no {label}", table, absent, expected="a number",
-                    found=repr(column[absent[0]]) if absent else None)
-    wrong = [row for row in wrong if checked[row]]
-    report_rows(findings, "not-a-number", label, table, wrong, expected="a number",
-                found=list_first((repr(column[row]) for row in wrong), 3))
-    _report_not_finite(table, label, findings, [row for row in not_finite if checked[row]])
-    return values
+            absent[row] = is_absent(text)
+            wrong[row] = not absent[row]
+    return values, absent, wrong
 
 
-def _report_not_finite(
-    table: StarTable, label: str, findings: Findings, rows: Sequence[int]
+def _report(
+    findings: Findings, code: str, what: str, table: StarTable, label: str, bad: Flags
 ) -> None:
-    report_rows(
-        findings, "not-finite", label, table, rows, expected="a finite number",
-        found=list_first((table.columns[label][row] for row in rows), 3),
-    )
+    rows = np.flatnonzero(bad)
+    found = list_first((repr(table.columns[label][row]) for row in rows), 3)
+    expected = "a finite number" if code == "not-finite" else "a number"
+    report_rows(findings, code, what, table, rows, expected=expected, found=found)
 
 
 def triples(
@@ -143,10 +131,23 @@ def triples(
     findings: Findings,
     *,
     default: float | None = None,
-    rows: NDArray[np.bool_] | None = None,
+    rows: Flags | None = None,
 ) -> Floats:
-    """Return three columns as finite numbers, shape (n_rows, 3); parameters as for `numbers`."""
-    parts = [numbers(table, label, findings, default=default, rows=rows) for label in labels]
+    """Return three columns as finite numbers, shape (n_rows, 3).
+
+    Parameters as for `numbers`, but `default` is for absent columns only: an absent value among
+    coordinates or angles is an error.
+    """
+    parts = [
+        numbers(
+            table,
+            label,
+            findings,
+            default=None if label in table.columns else default,
+            rows=rows,
+        )
+        for label in labels
+    ]
     return np.stack(parts, axis=1)
 
 
@@ -185,22 +186,19 @@ def vectors(
         if required:
             report_missing_columns(table, [label], findings)
         return [np.empty(0)] * table.n_rows
-    values, absent, wrong, not_finite = [], [], [], []
-    for row, text in enumerate(table.columns[label]):
-        vector = None if is_absent(text) else _parse_vector(text)
-        values.append(np.empty(0) if vector is None else vector)
-        if is_absent(text):
-            absent.append(row)
-        elif vector is None or not is_good(len(vector)):
-            wrong.append(row)
-        elif not np.isfinite(vector).all():
-            not_finite.append(row)
+    column = table.columns[label]
+    absent = np.array([is_absent(text) for text in column], dtype=bool)
+    parsed = [None if is_absent(text) else _parse_vector(text) for text in column]
+    values = [np.empty(0) if vector is None else vector for vector in parsed]
+    good = np.array([v is not None and is_good(len(v)) for v in parsed], dtype=bool)
+    wrong = ~good & ~absent
+    not_finite = np.array([not np.isfinite(v).all() for v in values], dtype=bool)
     if required:
-        report_rows(findings, "missing-value", f"no {label}", table, absent, expected=expected)
-    found = [_describe_vector(table.columns[label][row], values[row]) for row in wrong[:1]]
-    report_rows(findings, "bad-vector", label, table, wrong, expected=expected,
-                found="".join(found))
-    _report_not_finite(table, label, findings, not_finite)
+        _report(findings, "missing-value", f"no {label}", table, label, absent)
+    rows = np.flatnonzero(wrong)
+    found = "".join(_describe_vector(column[row], values[row]) for row in rows[:1])
+    report_rows(findings, "bad-vector", label, table, rows, expected=expected, found=found)
+    _report(findings, "not-finite", label, table, label, not_finite & ~wrong)
     return values
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mrcfile import utils
@@ -40,6 +42,9 @@ _LEAST_VARIANCE = 1e-4
 
 #: Smaller squares lose digits in float16.
 _LEAST_SQUARE_FLOAT16 = 1e-3
+
+#: A mean of more deviations than this drowns them in float16.
+_FAR_MEAN = 10.0
 
 _VOLUME_SPACE_GROUP = 1
 _MRC_VERSION = 20141
@@ -147,16 +152,21 @@ def read_headers(paths: Iterable[str]) -> dict[str, MrcHeader | InputError]:
     dict of str to MrcHeader or InputError
         Path -> header, or what is wrong with the file.
     """
-
-    def read_or_explain(path: str) -> MrcHeader | InputError:
-        try:
-            return read_header(path)
-        except InputError as error:
-            return error
-
     unique = list(dict.fromkeys(paths))
+    shares = [unique[i::_HEADER_THREADS] for i in range(_HEADER_THREADS)]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        return dict(zip(unique, pool.map(read_or_explain, unique), strict=True))
+        read = dict(pair for share in pool.map(_read_share, shares) for pair in share)
+    return {path: read[path] for path in unique}
+
+
+def _read_share(paths: list[str]) -> list[tuple[str, MrcHeader | InputError]]:
+    share: list[tuple[str, MrcHeader | InputError]] = []
+    for path in paths:
+        try:
+            share.append((path, read_header(path)))
+        except InputError as error:
+            share.append((path, error))
+    return share
 
 
 def _parse_fields(path: str, head: bytes) -> np.void:
@@ -244,6 +254,23 @@ def _map_data(header: MrcHeader) -> NDArray[np.generic]:
     return mapped.view(np.ndarray)
 
 
+def read_ahead(images: Iterable[NDArray[np.generic]]) -> None:
+    """Ask the system to read mapped images before they are used; returns at once.
+
+    Parameters
+    ----------
+    images : iterable of ndarray, shape (ny, nx)
+        Views as from `map_series`.
+    """
+    for image in images:
+        owner: Any = image
+        while not isinstance(owner, mmap.mmap):
+            owner = owner.base
+        start = image.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+        aligned = start - start % mmap.PAGESIZE
+        owner.madvise(mmap.MADV_WILLNEED, aligned, start - aligned + image.nbytes)
+
+
 def write_mrc(
     path: str | os.PathLike[str],
     data: NDArray[np.float32],
@@ -291,9 +318,10 @@ def write_mrc(
     mean = float(stored.sum(dtype=np.float64)) / stored.size
     header = _make_header(stored, voxel_size, is_stack)
     header["dmin"], header["dmax"] = stored.dtype.type(low), stored.dtype.type(high)
-    header["dmean"], header["rms"] = mean, _stated_deviation(stored, _deviation(data, mean))
+    header["dmean"] = mean
+    header["rms"] = _stated_deviation(stored, mean, _deviation(data, mean))
     with atomic_path(path) as temporary:
-        n_bytes = _write_at_once(temporary, [header.tobytes(), stored.reshape(-1).view(np.uint8)])
+        n_bytes = _write_at_once(temporary, header, stored)
     return n_bytes, n_clipped
 
 
@@ -307,22 +335,24 @@ def _deviation(data: NDArray[np.float32], mean: float) -> float:
     return float(data.std(dtype=np.float64))
 
 
-def _stated_deviation(stored: NDArray[np.generic], deviation: float) -> float:
+def _stated_deviation(stored: NDArray[np.generic], mean: float, deviation: float) -> float:
     """Return the deviation for the header: -1, "not determined", where validators would reject it.
 
-    `mrcfile.validate` squares and sums float16 values in float16, which overflows for most images.
+    `mrcfile.validate` sums float16 values and their squares in float16: for most images too much.
     """
-    if stored.dtype.itemsize == np.dtype(np.float32).itemsize or deviation == 0:
+    if stored.dtype.itemsize == np.dtype(np.float32).itemsize:
         return deviation
     square = deviation * deviation
-    is_followed = square > _LEAST_SQUARE_FLOAT16 and square * stored.size < FLOAT16_MAX
+    largest = stored.size * max(square, abs(mean))
+    keeps_digits = square > _LEAST_SQUARE_FLOAT16 and abs(mean) < _FAR_MEAN * deviation
+    is_followed = (keeps_digits or deviation == 0) and largest < FLOAT16_MAX
     return deviation if is_followed else -1.0
 
 
 def _make_header(stored: NDArray[np.generic], voxel_size: float, is_stack: bool) -> np.ndarray:
     nz, ny, nx = stored.shape
     mz = 1 if is_stack else nz
-    header = np.zeros((), _HEADER_DTYPES[0])
+    header = np.zeros(1, _HEADER_DTYPES[0])
     for name, value in (
         ("nx", nx), ("ny", ny), ("nz", nz), ("mx", nx), ("my", ny), ("mz", mz),
         ("mode", utils.mode_from_dtype(stored.dtype)),
@@ -332,13 +362,13 @@ def _make_header(stored: NDArray[np.generic], voxel_size: float, is_stack: bool)
         ("map", b"MAP "), ("machst", utils.machine_stamp_from_byte_order("<")), ("nlabl", 1),
     ):  # fmt: skip
         header[name] = value
-    header["label"][0] = _LABEL
+    header["label"][0, 0] = _LABEL
     return header
 
 
-def _write_at_once(path: Path, parts: list[bytes | NDArray[np.uint8]]) -> int:
-    """Write all parts with one call of the system, and more only where it stops short."""
-    pending = [memoryview(part) for part in parts]
+def _write_at_once(path: Path, *parts: NDArray[Any]) -> int:
+    """Write contiguous arrays with one call of the system, and more only where it stops short."""
+    pending = [part.reshape(-1).view(np.uint8).data for part in parts]
     n_bytes = sum(len(part) for part in pending)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:

@@ -22,7 +22,10 @@ def report_unsafe_names(
     unsafe = [name for name in dict.fromkeys(names) if leads_outside(name)]
     if unsafe:
         findings.error(
-            "unsafe-name", f"unsafe {kind} name", file=table.path, table=table.name,
+            "unsafe-name",
+            f"unsafe {kind} name",
+            file=table.path,
+            table=table.name,
             expected="names that stay inside the output directory",
             found=list_first(map(repr, unsafe)),
         )

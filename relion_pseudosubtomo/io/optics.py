@@ -11,7 +11,7 @@ from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.columns import numbers, report_missing_columns, report_rows, vectors
 from relion_pseudosubtomo.io.star import StarTable
-from relion_pseudosubtomo.model import OpticsGroups, TomogramSet
+from relion_pseudosubtomo.model import OpticsGroups, Tomogram, TomogramSet
 
 Integers = NDArray[np.int64]
 
@@ -71,7 +71,7 @@ def _read_coefficients(
 
 
 def find_groups(
-    table: StarTable, optics: OpticsGroups, findings: Findings
+    table: StarTable, optics: OpticsGroups, rows: NDArray[np.bool_], findings: Findings
 ) -> tuple[Integers, NDArray[np.object_]]:
     """Match particles with optics groups by number.
 
@@ -81,13 +81,15 @@ def find_groups(
         The particles.
     optics : OpticsGroups
         The groups; where there is but one, particles without a number belong to it.
+    rows : ndarray, shape (n,), bool
+        Particles that are checked.
     findings : Findings
         Gets errors for numbers without a group.
 
     Returns
     -------
     row : ndarray, shape (n,), int64
-        Row of each particle's group.
+        Row of each particle's group; -1 where there is none.
     column : ndarray, shape (n,), object
         rlnOpticsGroup as text.
     """
@@ -96,11 +98,11 @@ def find_groups(
         if len(optics.numbers) > 1:
             report_missing_columns(table, [labels.OPTICS_GROUP], findings)
         return np.zeros(n, dtype=np.int64), np.full(n, str(optics.numbers[0]), dtype=object)
-    number = numbers(table, labels.OPTICS_GROUP, findings)
+    number = numbers(table, labels.OPTICS_GROUP, findings, rows=rows)
     row = np.full(n, -1, dtype=np.int64)
     for i, group in enumerate(optics.numbers):
         row[number == group] = i
-    unknown = np.flatnonzero((row < 0) & np.isfinite(number))
+    unknown = np.flatnonzero((row < 0) & np.isfinite(number) & rows)
     report_rows(
         findings,
         "optics-group",
@@ -135,7 +137,7 @@ def make_optics(
         rlnOpticsGroup as text.
     """
     places, first = np.unique(tomogram[tomogram >= 0], return_index=True)
-    owners = {}
+    owners: dict[str, Tomogram] = {}
     row_of_tomogram = np.zeros(len(tomogram_set.tomograms), dtype=np.int64)
     for place in places[np.argsort(first)]:
         owner = tomogram_set.tomograms[place]

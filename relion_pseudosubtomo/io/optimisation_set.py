@@ -37,8 +37,12 @@ def read_optimisation_set(path: str, findings: Findings) -> dict[str, str] | Non
     table = (with_files or tables)[0]
     if table.n_rows != 1:
         findings.error(
-            "optimisation-set", "optimisation set", file=path, table=table.name,
-            expected="one row", found=f"{table.n_rows} rows",
+            "optimisation-set",
+            "optimisation set",
+            file=path,
+            table=table.name,
+            expected="one row",
+            found=f"{table.n_rows} rows",
         )
         return None
     return table.first_row()
@@ -73,7 +77,9 @@ def resolve(options: JobOptions, findings: Findings) -> OptimisationSet | None:
     for name, option, file in (("particles", "--p", particles), ("tomograms", "--t", tomograms)):
         if file is None:
             findings.error(
-                "missing-input", f"no {name}", file=options.optimisation_set,
+                "missing-input",
+                f"no {name}",
+                file=options.optimisation_set,
                 expected=f"{option} FILE, or an entry in the optimisation set",
             )
     if particles is None or tomograms is None:

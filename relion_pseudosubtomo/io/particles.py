@@ -153,9 +153,8 @@ def make_particle_set(
     Returns
     -------
     ParticleSet or None
-        None where there was an error.
+        None without tomograms. Values that are wrong are NaN in it, and errors among the findings.
     """
-    n_errors = len(findings.errors)
     particles = table.particles
     tomogram = _find_tomograms(particles, tomogram_set, only_tomogram, findings)
     rows = np.ones(particles.n_rows, dtype=bool) if tomogram_set is None else tomogram >= 0
@@ -164,8 +163,8 @@ def make_particle_set(
     offset = triples(particles, labels.ORIGIN_XYZ, findings, default=0.0, rows=rows)
     box = triples(particles, labels.SUBTOMOGRAM_ANGLES, findings, default=0.0, rows=rows)
     angles = triples(particles, labels.ANGLES, findings, default=0.0, rows=rows)
-    groups = _read_groups(table, tomogram_set, tomogram, findings)
-    if groups is None or len(findings.errors) > n_errors:
+    groups = _read_groups(table, tomogram_set, tomogram, rows, findings)
+    if groups is None:
         return None
     optics, optics_row, group_column = groups
     columns = dict(particles.columns)
@@ -312,12 +311,13 @@ def _read_groups(
     table: ParticleTable,
     tomogram_set: TomogramSet | None,
     tomogram: Integers,
+    rows: Flags,
     findings: Findings,
 ) -> tuple[OpticsGroups, Integers, NDArray[np.object_]] | None:
     """Return the optics groups, the row of each particle's, and rlnOpticsGroup as text."""
     if table.optics is not None:
         optics = read_optics(table.optics, findings)
-        row, column = find_groups(table.particles, optics, findings)
+        row, column = find_groups(table.particles, optics, rows, findings)
     elif tomogram_set is not None and (tomogram >= 0).any():
         optics, row, column = make_optics(tomogram_set, tomogram)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -71,14 +72,21 @@ def list_frames(
         frames = [FrameImage(image_path(stack), i) for i in range(table.n_rows)]
     elif labels.MICROGRAPH_NAME not in table.columns:
         findings.error(
-            "missing-column", "no tilt images", file=table.path, table=table.name,
+            "missing-column",
+            "no tilt images",
+            file=table.path,
+            table=table.name,
             expected=f"{labels.MICROGRAPH_NAME}, or {labels.TILT_SERIES_NAME} in the global table",
         )
     else:
         names = texts(table, labels.MICROGRAPH_NAME)
         absent = [row for row, name in enumerate(names) if name is None]
         report_rows(
-            findings, "missing-value", f"no {labels.MICROGRAPH_NAME}", table, absent,
+            findings,
+            "missing-value",
+            f"no {labels.MICROGRAPH_NAME}",
+            table,
+            absent,
             expected="a file",
         )
         if not absent:
@@ -123,11 +131,15 @@ def check_images(
     _check_files(series, headers, found)
     good = [h for f in series.frames if isinstance(h := headers[f.path], MrcHeader)]
     if not found.errors:
+        _check_counts(series, good, found)
         _check_sizes(series, good, found)
     if _is_dummy(series, found, good, least_size):
         findings.error(
-            "dummy-images", f"{_DUMMY_NAME} stands for the tilt images", file=series.table.path,
-            tomogram=series.tomogram, expected="a stack of the tilt images",
+            "dummy-images",
+            f"{_DUMMY_NAME} stands for the tilt images",
+            file=series.table.path,
+            tomogram=series.tomogram,
+            expected="a stack of the tilt images",
             found="a name that WarpTools writes in place of one",
         )
         return None
@@ -162,51 +174,73 @@ def _check_files(series: TiltSeries, headers: Headers, findings: Findings) -> No
     where = {"file": series.table.path, "tomogram": series.tomogram}
     if missing:
         findings.error(
-            "image-missing", "tilt image missing", **where,
+            "image-missing",
+            "tilt image missing",
+            **where,
             row=list_first(row + 1 for rows in missing.values() for row in rows),
             expected=f"the file {list_first(missing, 3)}",
         )
     if unreadable:
         findings.error(
-            "image-unreadable", f"tilt image not readable ({list_first(unreadable.values(), 3)})",
+            "image-unreadable",
+            f"tilt image not readable ({list_first(unreadable.values(), 3)})",
             **where,
         )
     report_rows(
-        findings, "image-index", labels.MICROGRAPH_NAME, series.table, outside,
+        findings,
+        "image-index",
+        labels.MICROGRAPH_NAME,
+        series.table,
+        outside,
         expected="n@stack with n from 1 to the number of images",
         found=list_first((series.table.columns[labels.MICROGRAPH_NAME][r] for r in outside), 3),
     )
 
 
-def _check_sizes(
-    series: TiltSeries, headers: Sequence[MrcHeader], findings: Findings
-) -> None:
+def _check_counts(series: TiltSeries, headers: Sequence[MrcHeader], findings: Findings) -> None:
+    """Check that a stack has an image for each frame, and a file without a number has but one."""
     where = {"file": series.table.path, "tomogram": series.tomogram}
-    n_frames, n_images = len(series.frames), headers[0].nz
-    if series.stack is not None and n_images != n_frames:
+    if series.stack is not None:
+        if headers[0].nz != len(series.frames):
+            findings.error(
+                "frame-count",
+                f"number of images in {headers[0].path}, for the tilt table",
+                **where,
+                expected=len(series.frames),
+                found=headers[0].nz,
+            )
+        return
+    names = series.table.columns[labels.MICROGRAPH_NAME]
+    rows = [
+        row
+        for row, header in enumerate(headers)
+        if header.nz > 1 and _IMAGE_OF_STACK.fullmatch(names[row]) is None
+    ]
+    if rows:
         findings.error(
-            "frame-count", f"number of images in {headers[0].path}, for the tilt table", **where,
-            expected=n_frames, found=n_images,
+            "frame-count",
+            f"number of images in {headers[rows[0]].path}",
+            **where,
+            row=list_first(row + 1 for row in rows),
+            expected="1, or a name n@stack",
+            found=headers[rows[0]].nz,
         )
-    size = (headers[0].nx, headers[0].ny)
-    others = [row for row, h in enumerate(headers) if (h.nx, h.ny) != size]
+
+
+def _check_sizes(series: TiltSeries, headers: Sequence[MrcHeader], findings: Findings) -> None:
+    sizes = [(header.nx, header.ny) for header in headers]
+    width, height = Counter(sizes).most_common(1)[0][0]
+    others = [row for row, size in enumerate(sizes) if size != (width, height)]
     if others:
         odd = headers[others[0]]
         findings.error(
-            "image-size", f"size of tilt image {odd.path}", **where,
+            "image-size",
+            f"size of tilt image {odd.path}",
+            file=series.table.path,
+            tomogram=series.tomogram,
             row=list_first(row + 1 for row in others),
-            expected=f"{size[0]} x {size[1]} as {headers[0].path}", found=f"{odd.nx} x {odd.ny}",
-        )
-    plain = [
-        row for row, (frame, h) in enumerate(zip(series.frames, headers, strict=True))
-        if series.stack is None and h.nz > 1
-        and "@" not in series.table.columns[labels.MICROGRAPH_NAME][row]
-    ]
-    if plain:
-        findings.error(
-            "frame-count", f"number of images in {headers[plain[0]].path}", **where,
-            row=list_first(row + 1 for row in plain), expected="1, or a name n@stack",
-            found=headers[plain[0]].nz,
+            expected=f"{width} x {height} as of the others",
+            found=f"{odd.nx} x {odd.ny}",
         )
 
 
@@ -217,7 +251,10 @@ def _check_pixel_size(
     others = [h for h in headers if h.voxel_size > 0 and abs(h.voxel_size - pixel_size) > far]
     if others:
         findings.warning(
-            "pixel-size", f"pixel size in the header of {others[0].path}", file=series.table.path,
-            tomogram=series.tomogram, expected=f"{pixel_size:g} A",
+            "pixel-size",
+            f"pixel size in the header of {others[0].path}",
+            file=series.table.path,
+            tomogram=series.tomogram,
+            expected=f"{pixel_size:g} A",
             found=f"{others[0].voxel_size:g} A",
         )

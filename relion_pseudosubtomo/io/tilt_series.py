@@ -48,12 +48,15 @@ def read_projections(
     missing = [label for label in alignment if label not in table.columns]
     if missing == list(alignment):
         findings.error(
-            "missing-column", "no alignment", file=table.path, table=table.name,
+            "missing-column",
+            "no alignment",
+            file=table.path,
+            table=table.name,
             expected=f"{', '.join(alignment)}, or {', '.join(labels.PROJECTION_ROWS)}",
         )
-        return np.full((table.n_rows, 4, 4), np.nan)
+        return np.full((table.n_rows, 4, 4), np.nan, dtype=np.float64)
     shifts = [numbers(table, label, findings) for label in (labels.X_SHIFT, labels.Y_SHIFT)]
-    return projection_matrices(
+    matrices = projection_matrices(
         numbers(table, labels.X_TILT, findings, default=0.0),
         numbers(table, labels.Y_TILT, findings),
         numbers(table, labels.Z_ROT, findings, default=z_rot),
@@ -62,6 +65,7 @@ def read_projections(
         image_size_xy,
         size_xyz,
     )
+    return np.asarray(matrices, dtype=np.float64)
 
 
 def has_matrices(table: StarTable) -> bool:

@@ -156,9 +156,7 @@ def _check_names(table: StarTable, names: list[str], findings: Findings) -> None
     report_unsafe_names(table, "tomogram", names, findings)
 
 
-def _read_deformation_kinds(
-    table: StarTable, rows: Flags, findings: Findings
-) -> list[str | None]:
+def _read_deformation_kinds(table: StarTable, rows: Flags, findings: Findings) -> list[str | None]:
     given = texts(table, labels.DEFORMATION_TYPE)
     kinds = [_DEFORMATION_KINDS.get((text or "").lower()) for text in given]
     unknown = [row for row in np.flatnonzero(rows) if given[row] and kinds[row] is None]
@@ -174,9 +172,7 @@ def _read_deformation_kinds(
     return kinds
 
 
-def _read_deformation_grids(
-    table: StarTable, rows: Flags, findings: Findings
-) -> NDArray[np.int64]:
+def _read_deformation_grids(table: StarTable, rows: Flags, findings: Findings) -> NDArray[np.int64]:
     """Return grid sizes, shape (n, 2); needed by the spline and the Fourier model."""
     kinds = [(text or "").lower() for text in texts(table, labels.DEFORMATION_TYPE)]
     needs_grid = np.array([kind in ("spline", "fourier") for kind in kinds], dtype=bool) & rows
@@ -202,6 +198,7 @@ def _read_deformation_grids(
 
 
 def _check_ranges(values: GlobalTable, findings: Findings) -> None:
+    """Report values that cannot be, and replace them by NaN."""
     contrast = values.amplitude_contrast
     for label, column, is_good, expected in (
         (labels.TILT_SERIES_PIXEL_SIZE, values.pixel_size, values.pixel_size > 0, "more than 0 A"),
@@ -224,6 +221,7 @@ def _check_ranges(values: GlobalTable, findings: Findings) -> None:
             expected=expected,
             found=list_first((f"{column[row]:g}" for row in bad), 3),
         )
+        column[bad] = np.nan
 
 
 def _warn_of_sizes(values: GlobalTable, findings: Findings) -> None:

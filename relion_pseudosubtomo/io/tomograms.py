@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,7 +13,7 @@ from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.columns import numbers, texts
 from relion_pseudosubtomo.io.mrc import MrcHeader, image_path, read_headers
-from relion_pseudosubtomo.io.star import StarFile, StarTable, read_star
+from relion_pseudosubtomo.io.star import StarFile, StarTable, read_star, read_stars
 from relion_pseudosubtomo.io.tilt_images import Headers, TiltSeries, check_images, list_frames
 from relion_pseudosubtomo.io.tilt_series import has_matrices, read_deformation, read_projections
 from relion_pseudosubtomo.io.tomogram_table import GlobalTable, read_global_table
@@ -88,12 +89,15 @@ class _Reader:
         self.options = options
         self.findings = findings
         self.tilt_files: dict[str, StarFile | None] = {}
+        self.least_size = options.window if math.isfinite(options.binning) else 0
         self.volumes: dict[int, tuple[str, ...]] = {}
         self.binning: Floats | None = None
 
     def read(self) -> TomogramSet:
         """Return the whole set: all tables first, then all headers at once, then the rest."""
         rows = [int(row) for row in np.flatnonzero(self.values.is_wanted)]
+        paths = (path for row in rows if (path := self.values.tilt_file[row]) is not None)
+        self.tilt_files = read_stars(paths, self.findings, _TILT_LABELS)
         series = {row: s for row in rows if (s := self._read_series(row)) is not None}
         headers = read_headers(frame.path for s in series.values() for frame in s.frames)
         self._warn_of_global_rotation(series.values())
@@ -127,7 +131,7 @@ class _Reader:
 
     def _find_tilt_table(self, row: int) -> StarTable | None:
         name, path = self.values.names[row], self.values.tilt_file[row]
-        star = self.star if path is None else self._read_tilt_file(path)
+        star = self.star if path is None else self.tilt_files[path]
         if star is None:
             return None
         table = star.tables.get(name)
@@ -151,11 +155,6 @@ class _Reader:
             )
         return table
 
-    def _read_tilt_file(self, path: str) -> StarFile | None:
-        if path not in self.tilt_files:
-            self.tilt_files[path] = read_star(path, self.findings, _TILT_LABELS)
-        return self.tilt_files[path]
-
     def _warn_of_global_rotation(self, series: Iterable[TiltSeries]) -> None:
         if self.values.z_rot is None:
             return
@@ -176,9 +175,7 @@ class _Reader:
     def _read_volumes(self, rows: list[int]) -> None:
         """Check the binning and the files of the reconstructed volumes (spec 2.11)."""
         table, findings = self.values.table, self.findings
-        self.binning = numbers(
-            table, labels.TOMOGRAM_BINNING, findings, rows=self.values.is_wanted
-        )
+        self.binning = numbers(table, labels.TOMOGRAM_BINNING, findings, rows=self.values.is_wanted)
         known = [self.binning[row] for row in rows if np.isfinite(self.binning[row])]
         if known and max(known) - min(known) > _BINNING_TOLERANCE:
             findings.error(
@@ -249,7 +246,7 @@ class _Reader:
         """Return a tomogram, or None where its images cannot be used."""
         values, table, findings = self.values, series.table, self.findings
         pixel_size = float(values.pixel_size[row])
-        image_size = check_images(series, headers, pixel_size, self.options.window, findings)
+        image_size = check_images(series, headers, pixel_size, self.least_size, findings)
         tomogram = Tomogram(
             name=values.names[row],
             size_xyz=values.size_xyz[row],

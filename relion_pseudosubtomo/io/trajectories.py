@@ -65,6 +65,13 @@ def read_trajectories(
     return Trajectories(path, tuple(shifts))
 
 
+def check_trajectory_file(path: str, findings: Findings) -> None:
+    """Check what can be checked without particles: that the file is there and has tables."""
+    text = read_text(path, findings)
+    if text is not None:
+        _split_tables(path, text, findings)
+
+
 def _split_tables(path: str, text: str, findings: Findings) -> dict[str, str]:
     """Return the text of every particle's table, by name in file order."""
     pieces = _HEADING.split(text)
@@ -75,9 +82,7 @@ def _split_tables(path: str, text: str, findings: Findings) -> dict[str, str]:
             repeated.append(name)
         tables[name] = body
     if repeated:
-        findings.error(
-            "star-syntax", f"table names repeated: {list_first(repeated)}", file=path
-        )
+        findings.error("star-syntax", f"table names repeated: {list_first(repeated)}", file=path)
     if not tables:
         findings.error("star-syntax", "no table", file=path, expected="a line data_<name>")
     tables.pop("general", None)
@@ -90,13 +95,17 @@ def _rename_by_order(
     n_particles = len(particle_set)
     if len(tables) != n_particles:
         findings.error(
-            "trajectory-order", "trajectories without names", file=path,
-            expected=f"{n_particles} tables, one a particle", found=len(tables),
+            "trajectory-order",
+            "trajectories without names",
+            file=path,
+            expected=f"{n_particles} tables, one a particle",
+            found=len(tables),
         )
     else:
         findings.warning(
             "trajectory-order",
-            f"trajectories without names: taken in the order of {particle_set.path}", file=path,
+            f"trajectories without names: taken in the order of {particle_set.path}",
+            file=path,
         )
     return dict(zip(particle_set.names, tables.values(), strict=False))
 
@@ -135,25 +144,36 @@ class _Matched:
         """Add one error for each kind of trouble."""
         if self.missing:
             findings.error(
-                "trajectory-missing", "no trajectory", file=self.path,
-                particle=list_first(self.missing), expected="a table data_<rlnTomoParticleName>",
+                "trajectory-missing",
+                "no trajectory",
+                file=self.path,
+                particle=list_first(self.missing),
+                expected="a table data_<rlnTomoParticleName>",
             )
         if self.malformed:
             findings.error(
-                "star-syntax", "malformed trajectory", file=self.path,
+                "star-syntax",
+                "malformed trajectory",
+                file=self.path,
                 particle=list_first(self.malformed),
                 expected=f"a loop with {', '.join(labels.ORIGIN_XYZ)} and rows of numbers",
             )
         if self.miscounted:
             particles, expected, found = zip(*self.miscounted, strict=True)
             findings.error(
-                "trajectory-frames", "trajectory of another number of frames", file=self.path,
-                particle=list_first(particles), expected=list_first(sorted(set(expected))),
+                "trajectory-frames",
+                "trajectory of another number of frames",
+                file=self.path,
+                particle=list_first(particles),
+                expected=list_first(sorted(set(expected))),
                 found=list_first(sorted(set(found))),
             )
         if self.not_finite:
             findings.error(
-                "not-finite", "trajectory", file=self.path, particle=list_first(self.not_finite),
+                "not-finite",
+                "trajectory",
+                file=self.path,
+                particle=list_first(self.not_finite),
                 expected="finite numbers",
             )
 

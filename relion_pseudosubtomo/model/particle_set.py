@@ -80,6 +80,11 @@ class ParticleSet:
         """Return the number of particles."""
         return len(self.names)
 
+    def take_numbers(self, rows: NDArray[np.int64]) -> ParticleSet:
+        """Return the particles of these rows without any text: what extraction needs."""
+        bare = replace(self, columns={}, general={}, names=np.zeros(len(self), dtype=object))
+        return bare.take(rows)
+
     def take(self, rows: NDArray[np.int64]) -> ParticleSet:
         """Return the particles of these rows, in this order, with the same optics groups."""
         return replace(

@@ -10,42 +10,45 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Task:
-    """The kept particles of one tomogram (or a range of them), with all that was decided.
+    """The kept particles of one tomogram, or a range of them, with all that was decided.
 
     Attributes
     ----------
     number : int
-        Place in the plan; results are put in this order.
+        Place of the tomogram's task in the plan; results are put in this order.
     tomogram : int
         Place of the tomogram in the tomogram set.
+    first : int
+        Place of the first particle among the tomogram's kept particles.
     rows : ndarray, shape (m,), int64
         Rows of the particle set.
     stems : tuple of str
         Output path of each particle inside the output directory, without its suffix.
     visible : ndarray, shape (m, n_frames), bool
         Visible frames (spec 2.3).
-    position : ndarray, shape (m, 3), float64
-        Position p in unbinned pixels from the tomogram's corner.
-    image_point : ndarray, shape (m, n_frames, 2), float64
-        Projected position q = (x, y) in pixels of each tilt image, deformation included.
-    box_rotation : ndarray, shape (m, 3, 3), float64
-        Orientation of the box in the tomogram: A_sub, or A_full with `--apply_orientations`.
-    particle_rotation : ndarray, shape (m, 3, 3), float64
-        A_full, the orientation of the particle in the tomogram.
-    optics_row : ndarray, shape (m,), int64
-        Row of the optics group of each particle.
     """
 
     number: int
     tomogram: int
+    first: int
     rows: NDArray[np.int64]
     stems: tuple[str, ...]
     visible: NDArray[np.bool_]
-    position: NDArray[np.floating]
-    image_point: NDArray[np.floating]
-    box_rotation: NDArray[np.floating]
-    particle_rotation: NDArray[np.floating]
-    optics_row: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return the number of particles."""
+        return len(self.rows)
+
+    def part(self, start: int, stop: int) -> Task:
+        """Return particles `start` to `stop` of this task as a task."""
+        return Task(
+            self.number,
+            self.tomogram,
+            self.first + start,
+            self.rows[start:stop],
+            self.stems[start:stop],
+            self.visible[start:stop],
+        )
 
 
 @dataclass
@@ -56,8 +59,10 @@ class TaskResult:
     ----------
     number : int
         The task's number.
+    first : int
+        Its first particle among the tomogram's kept particles.
     n_particles : int
-        Particles extracted.
+        Particles extracted, from the first on.
     bytes_written : int
         Bytes of all image files.
     seconds_loading, seconds_extracting, seconds_writing : float
@@ -72,6 +77,7 @@ class TaskResult:
     """
 
     number: int
+    first: int = 0
     n_particles: int = 0
     bytes_written: int = 0
     seconds_loading: float = 0.0
@@ -80,3 +86,13 @@ class TaskResult:
     n_clipped: int = 0
     n_not_finite: int = 0
     sums: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None
+
+    def add(self, other: TaskResult) -> None:
+        """Add what was done in the particles that follow; sums are not carried over."""
+        self.n_particles += other.n_particles
+        self.bytes_written += other.bytes_written
+        self.seconds_loading += other.seconds_loading
+        self.seconds_extracting += other.seconds_extracting
+        self.seconds_writing += other.seconds_writing
+        self.n_clipped += other.n_clipped
+        self.n_not_finite += other.n_not_finite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,10 +121,13 @@ class TomogramSet:
         The file they were read from.
     tomograms : tuple of Tomogram
         In the order of the global table.
+    failed : dict of str to str
+        Tomograms whose images cannot be used, and why; only with `--allow_failures`.
     """
 
     path: str
     tomograms: tuple[Tomogram, ...]
+    failed: dict[str, str] = field(default_factory=dict)
 
     def index_by_name(self) -> dict[str, int]:
         """Return name -> place in `tomograms`."""

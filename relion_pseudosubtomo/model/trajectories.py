@@ -23,3 +23,7 @@ class Trajectories:
 
     path: str
     shifts: tuple[NDArray[np.floating], ...]
+
+    def take(self, rows: NDArray[np.int64]) -> Trajectories:
+        """Return the trajectories of these rows, in this order."""
+        return Trajectories(self.path, tuple(self.shifts[row] for row in rows))

@@ -1,0 +1,90 @@
+"""Fingerprints of everything a result depends on, so that no old file is taken for a new one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from typing import Any
+
+import numpy as np
+
+from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram, Trajectories
+from relion_pseudosubtomo.options import JobOptions
+
+#: Options that change how a job runs, but none of its numbers or file names.
+WITHOUT_EFFECT = frozenset(
+    {
+        "output",
+        "optimisation_set",
+        "particles",
+        "tomograms",
+        "trajectories",
+        "threads",
+        "pipeline_control",
+        "debug",
+        "log_level",
+        "only_do_unfinished",
+        "overwrite",
+        "allow_failures",
+        "no_split",
+        "ignore_disk_space",
+        "dry_run",
+        "only_tomogram",
+    }
+)
+
+
+def describe_options(options: JobOptions) -> dict[str, str]:
+    """Return the options that results depend on, as text."""
+    values = dataclasses.asdict(options)
+    return {name: repr(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
+
+
+def fingerprint_task(
+    options: JobOptions,
+    tomogram: Tomogram,
+    particle_set: ParticleSet,
+    trajectories: Trajectories | None,
+    task: Task,
+) -> str:
+    """Return a fingerprint of a whole tomogram's task: options, tables, and its image files.
+
+    Image files count by path, size and time of change; their pixels are not read.
+    """
+    digest = hashlib.sha256()
+    _add(digest, describe_options(options))
+    _add(digest, dataclasses.astuple(tomogram))
+    rows = task.rows
+    for name in ("coordinate", "offset", "subtomogram_angles", "angles"):
+        _add(digest, getattr(particle_set, name)[rows])
+    optics = particle_set.optics
+    for group in np.unique(particle_set.optics_row[rows]):
+        _add(
+            digest,
+            (optics.pixel_size[group], optics.even_zernike[group], optics.odd_zernike[group]),
+        )
+    _add(digest, particle_set.optics_row[rows])
+    if trajectories is not None:
+        for row in rows:
+            _add(digest, trajectories.shifts[row])
+    _add(digest, task.stems)
+    _add(digest, task.visible)
+    paths = tomogram.reconstructions if options.real_subtomo else [f.path for f in tomogram.frames]
+    for path in dict.fromkeys(paths):
+        status = os.stat(path)
+        _add(digest, (path, status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Add a value, with its kind and size, so that no two different inputs run together."""
+    if isinstance(value, np.ndarray):
+        digest.update(f"array {value.dtype} {value.shape};".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, tuple | list):
+        digest.update(f"{len(value)} items;".encode())
+        for item in value:
+            _add(digest, item)
+    else:
+        digest.update(f"{value!r};".encode())

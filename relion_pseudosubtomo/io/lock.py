@@ -1,0 +1,64 @@
+"""One job at a time in an output directory: an flock that dies with its process (spec 4.5)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+from types import TracebackType
+
+from relion_pseudosubtomo.errors import InputError, OutputError
+
+LOCK_NAME = ".lock"
+
+
+class DirectoryLock:
+    """Holds DIR/.lock, which names host, process and job while it is held.
+
+    Parameters
+    ----------
+    directory : str
+        The output directory; it has to exist.
+    job : str
+        What to tell a second job.
+
+    Raises
+    ------
+    InputError
+        On entering, where another job holds the lock.
+    """
+
+    def __init__(self, directory: str, job: str) -> None:
+        self._path = os.path.join(directory, LOCK_NAME)
+        self._job = job
+        self._file = -1
+
+    def __enter__(self) -> DirectoryLock:
+        """Take the lock, or say who holds it."""
+        try:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise OutputError(f"{self._path} could not be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._file, 4096, 0).decode(errors="replace").strip()
+            os.close(self._file)
+            raise InputError(
+                f"Another job is writing to this directory ({self._path}: {holder or 'starting'}). "
+                "Wait for it, or give another --o."
+            ) from None
+        text = f"host {platform.node()}, process {os.getpid()}, {self._job}\n"
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, text.encode(), 0)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Release the lock; the empty file stays: removing it would race with a second job."""
+        os.ftruncate(self._file, 0)
+        os.close(self._file)

@@ -1,0 +1,93 @@
+"""One tomogram ready for extraction: its tilt images and all that its particles share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo.core.ctf import ctf_phase_coefficients, electron_wavelength
+from relion_pseudosubtomo.core.frames import FrameTables, make_frame_tables
+from relion_pseudosubtomo.core.noise import noise_weight, spread_noise_weight
+from relion_pseudosubtomo.core.subtomogram import TiltImages
+from relion_pseudosubtomo.io import mrc
+from relion_pseudosubtomo.model import Tomogram
+from relion_pseudosubtomo.options import JobOptions
+
+
+@dataclass(frozen=True)
+class LoadedTomogram:
+    """Tilt images and weights of one tomogram.
+
+    Attributes
+    ----------
+    index : int
+        Place of the tomogram in the tomogram set.
+    used : ndarray, shape (n_frames,), bool
+        Frames that have weights.
+    images : TiltImages
+        Mapped files, or converted arrays.
+    tables : FrameTables
+        Weights of the used frames.
+    """
+
+    index: int
+    used: NDArray[np.bool_]
+    images: TiltImages
+    tables: FrameTables
+
+    def serves(self, index: int, used: NDArray[np.bool_]) -> bool:
+        """Return whether this is a given tomogram with all frames that are wanted."""
+        return self.index == index and bool(np.all(self.used | ~used))
+
+
+def load_tomogram(
+    options: JobOptions, tomogram: Tomogram, index: int, used: NDArray[np.bool_]
+) -> LoadedTomogram:
+    """Map the tilt images of a tomogram and compute the weights of its used frames.
+
+    Parameters
+    ----------
+    options : JobOptions
+    tomogram : Tomogram
+    index : int
+        Its place in the tomogram set.
+    used : ndarray, shape (n_frames,), bool
+        Frames in which any particle is visible; only these are read.
+    """
+    mapped = mrc.map_series(tomogram.frames)
+    mrc.read_ahead([mapped[f] for f in np.flatnonzero(used)])
+    noise = _noise_weights(options, mapped, used) if options.whiten else None
+    tables = make_frame_tables(
+        box=options.box,
+        binned_pixel_size=options.binning * tomogram.pixel_size,
+        used=used,
+        dose=tomogram.pre_exposure,
+        bfactor_per_dose=tomogram.bfactor_per_dose,
+        ctf_phase=ctf_phase_coefficients(
+            tomogram.defocus_u,
+            tomogram.defocus_v,
+            tomogram.defocus_angle,
+            tomogram.phase_shift,
+            tomogram.voltage,
+            tomogram.spherical_aberration,
+            tomogram.amplitude_contrast,
+        ),
+        wavelength=electron_wavelength(tomogram.voltage),
+        ctf_scale=tomogram.ctf_scale,
+        ctf_bfactor=tomogram.ctf_bfactor,
+        cutoff=options.cutoff_fract,
+        noise=noise,
+    )
+    return LoadedTomogram(index, used, TiltImages.from_arrays(mapped), tables)
+
+
+def _noise_weights(
+    options: JobOptions, mapped: list[NDArray], used: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    noise = np.zeros((len(used), options.box // 2 + 1, options.box), np.float32)
+    for f in np.flatnonzero(used):
+        weight = noise_weight(mapped[f], options.window)
+        noise[f] = spread_noise_weight(weight, options.box, options.binning)
+    return noise

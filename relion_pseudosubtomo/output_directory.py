@@ -1,0 +1,210 @@
+"""The output directory over time: what earlier runs left in it, and what of that can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.io.atomic import TEMPORARY_PATTERN
+from relion_pseudosubtomo.io.fingerprint import describe_options
+from relion_pseudosubtomo.io.records import FOLDER, Record, RecordStore
+from relion_pseudosubtomo.model import Task, TomogramSet
+from relion_pseudosubtomo.options import JobOptions
+from relion_pseudosubtomo.task_work import writes_records
+
+logger = logging.getLogger("relion_pseudosubtomo")
+
+#: Everything a run writes into the output directory itself.
+TOP_FILES = (
+    "particles.star",
+    "dropped.star",
+    "optimisation_set.star",
+    "motion.star",
+    "particles_for_class2d.star",
+    "sum_data.mrc",
+    "sum_weight.mrc",
+    "sum_div.mrc",
+    "note.txt",
+    "run_summary.json",
+)
+
+
+@dataclass
+class Completed:
+    """What is done of each task.
+
+    Attributes
+    ----------
+    ranges : dict of int to list of (int, int)
+        Ranges [first, stop) of done particles by task number.
+    """
+
+    ranges: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, task: int, first: int, stop: int) -> None:
+        """Note a range as done."""
+        self.ranges[task].append((first, stop))
+
+    def overlaps(self, task: int, first: int, stop: int) -> bool:
+        """Return whether any part of a range is done."""
+        return any(first < b and a < stop for a, b in self.ranges[task])
+
+    def missing(self, task: Task) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of a whole task that are not done."""
+        missing, place = [], 0
+        for first, stop in [*sorted(self.ranges[task.number]), (len(task), len(task))]:
+            if first > place:
+                missing.append((place, first))
+            place = max(place, stop)
+        return tuple(missing)
+
+
+class OutputDirectory:
+    """The directory of a run that holds its lock.
+
+    Parameters
+    ----------
+    options : JobOptions
+    """
+
+    def __init__(self, options: JobOptions) -> None:
+        self._options = options
+        self._path = Path(options.output)
+        self.records = RecordStore(options.output)
+
+    def prepare(
+        self, tomogram_set: TomogramSet, tasks: tuple[Task, ...], fingerprints: dict[int, str]
+    ) -> tuple[Completed, list[Record]]:
+        """Clear what must go; return what is done already, and the records that say so.
+
+        Parameters
+        ----------
+        tomogram_set : TomogramSet
+        tasks : tuple of Task
+            Whole tasks of this run.
+        fingerprints : dict of int to str
+            By task number.
+        """
+        if self._options.overwrite:
+            self._remove_results()
+        self._remove_temporary_files()
+        for name in TOP_FILES:  # stale until everything is done again
+            (self._path / name).unlink(missing_ok=True)
+        if writes_records(self._options):
+            self.records.write_job(describe_options(self._options))
+        by_name = {tomogram_set.tomograms[task.tomogram].name: task for task in tasks}
+        completed, kept, n_stale = Completed(), [], 0
+        for record in sorted(self.records.read_all(), key=_whole_first):
+            task = by_name.get(record.tomogram)
+            if task is None:
+                if self._options.only_tomogram is None:
+                    self.records.remove(record)
+            elif not self._trusted(record, task, fingerprints[task.number]):
+                self.records.remove(record)
+                n_stale += 1
+            elif completed.overlaps(task.number, record.first, record.stop):
+                self.records.remove(record)  # a kill fell between joining records and removing them
+            else:
+                completed.add(task.number, record.first, record.stop)
+                kept.append(record)
+        if n_stale:
+            logger.warning(
+                "%d completion records do not fit the files or the input any more: their "
+                "particles are extracted again",
+                n_stale,
+            )
+        return completed, kept
+
+    def _trusted(self, record: Record, task: Task, fingerprint: str) -> bool:
+        return (
+            record.fingerprint == fingerprint
+            and 0 <= record.first < record.stop <= len(task)
+            and record.stems == task.stems[record.first : record.stop]
+            and record.suffixes == self._options.image_suffixes
+            and self.records.is_intact(record, with_sums=self._options.sum)
+        )
+
+    def _remove_results(self) -> None:
+        """Remove what the records of an earlier run name, and the records (`--overwrite`)."""
+        for record in self.records.read_all():
+            for name in record.files():
+                (self._path / name).unlink(missing_ok=True)
+            self.records.remove(record)
+        shutil.rmtree(self._path / FOLDER, ignore_errors=True)
+
+    def _remove_temporary_files(self) -> None:
+        """Remove what a killed run left half-written; the lock makes sure nobody writes it."""
+        for folder in (self._path / "Subtomograms", self._path / FOLDER):
+            for path in folder.rglob(TEMPORARY_PATTERN):
+                path.unlink(missing_ok=True)
+        for path in self._path.glob(TEMPORARY_PATTERN):
+            path.unlink(missing_ok=True)
+
+    def check_space(self, n_bytes: int) -> None:
+        """Refuse to start where the file system has less free than will be written.
+
+        Raises
+        ------
+        InputError
+        """
+        free = shutil.disk_usage(self._path).free
+        if n_bytes > free and not self._options.ignore_disk_space:
+            raise InputError(
+                f"Disk space in {self._options.output}: expected {n_bytes / 1e9:.2f} GB free, "
+                f"found {free / 1e9:.2f} GB. Make room, use --float16 or --stack2d, or start with "
+                "--ignore_disk_space."
+            )
+
+    def join_records(self, tomogram_set: TomogramSet, tasks: tuple[Task, ...]) -> list[Record]:
+        """Replace the records of each finished tomogram by one, the same for any number of ranks.
+
+        Returns
+        -------
+        list of Record
+            One a task, in order.
+        """
+        by_name: dict[str, list[Record]] = defaultdict(list)
+        for record in self.records.read_all():
+            by_name[record.tomogram].append(record)
+        joined = []
+        for task in tasks:
+            name = tomogram_set.tomograms[task.tomogram].name
+            parts = sorted(by_name[name], key=lambda record: record.first)
+            joined.append(parts[0] if len(parts) == 1 else self._join(parts))
+        return joined
+
+    def _join(self, parts: list[Record]) -> Record:
+        whole = dataclasses.replace(
+            parts[0],
+            stop=parts[-1].stop,
+            stems=tuple(stem for part in parts for stem in part.stems),
+            sizes=tuple(size for part in parts for size in part.sizes),
+            n_clipped=sum(part.n_clipped for part in parts),
+            n_not_finite=sum(part.n_not_finite for part in parts),
+        )
+        sums = None
+        if self._options.sum:
+            data, weight = zip(*(self.records.read_sums(part) for part in parts), strict=True)
+            sums = np.sum(data, axis=0), np.sum(weight, axis=0)
+        self.records.write(whole, sums)
+        for part in parts:
+            self.records.remove(part)
+        return whole
+
+    def forget_range(self, tomogram: str, first: int, stop: int) -> None:
+        """Remove the records inside a range that will be done again."""
+        for record in self.records.read_all():
+            if record.tomogram == tomogram and first <= record.first and record.stop <= stop:
+                self.records.remove(record)
+
+
+def _whole_first(record: Record) -> tuple[str, int]:
+    """Sort key: the records of a tomogram, the longest first."""
+    return record.tomogram, record.first - record.stop

@@ -1,0 +1,155 @@
+"""The loop of rank 0: hand out pieces, collect outcomes, while its own threads work too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from relion_pseudosubtomo.parallel.runner import Runner
+from relion_pseudosubtomo.parallel.schedule import Scheduler
+from relion_pseudosubtomo.parallel.work import Outcome, Piece
+
+#: Seconds between two looks for messages.
+LOOK_INTERVAL = 0.005
+
+
+@dataclass
+class News:
+    """What one rank reports.
+
+    Attributes
+    ----------
+    rank : int
+    outcomes : list of Outcome
+    n_items : int
+        Items finished since its last report.
+    peak_memory : int
+        Bytes.
+    busy_seconds : float
+        Time spent on pieces so far.
+    stopping : bool
+        The rank was told to end by a signal.
+    lost : bool
+        The rank has died; nothing else is set but what it held.
+    lost_pieces : list of Piece
+        What a lost rank held, for others to do again.
+    """
+
+    rank: int
+    outcomes: list[Outcome]
+    n_items: int = 0
+    peak_memory: int = 0
+    busy_seconds: float = 0.0
+    stopping: bool = False
+    lost: bool = False
+    lost_pieces: list[Piece] = field(default_factory=list)
+
+
+class Others(Protocol):
+    """The other ranks, as rank 0 sees them."""
+
+    ranks: set[int]
+
+    def send(self, rank: int, piece: Piece, description: Any) -> None:
+        """Give a rank a piece."""
+        ...
+
+    def take_news(self) -> list[News]:
+        """Return what has come in, without waiting."""
+        ...
+
+    def stop(self) -> None:
+        """Ask every rank to finish the items in hand and begin no other."""
+        ...
+
+
+class NoOthers:
+    """One process."""
+
+    def __init__(self) -> None:
+        self.ranks: set[int] = set()
+
+    def send(self, rank: int, piece: Piece, description: Any) -> None:
+        """Never called: there is nobody to send to."""
+        raise AssertionError(f"no rank {rank}")
+
+    def take_news(self) -> list[News]:
+        """Return nothing."""
+        return []
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+
+def coordinate(
+    scheduler: Scheduler,
+    runner: Runner,
+    others: Others,
+    describe: Callable[[Piece], Any],
+    stop: Callable[[], bool],
+    memory: Callable[[], int],
+) -> Iterator[News]:
+    """Hand out all pieces; yield what comes back, until nothing is left or all have stopped.
+
+    Parameters
+    ----------
+    scheduler : Scheduler
+        Decides who does what.
+    runner : Runner
+        Rank 0's own work.
+    others : Others
+        The other ranks.
+    describe : callable
+        Returns what a rank needs to do a piece.
+    stop : callable
+        True once the run is to end early.
+    memory : callable
+        Returns this rank's peak memory in bytes.
+    """
+    held = dict.fromkeys([0, *others.ranks], 0)
+    stopping = False
+    while True:
+        if not stopping and stop():
+            stopping = True
+            runner.control.stop()
+            others.stop()
+        if not stopping:
+            _hand_out(scheduler, runner, others, describe, held)
+        if not any(held.values()) and (stopping or not scheduler.has_waiting):
+            return
+        own = runner.take_outcomes(LOOK_INTERVAL)
+        count = runner.control.take_count()
+        news = [News(0, own, count, memory(), runner.busy_seconds)] if own or count else []
+        for item in [*news, *others.take_news()]:
+            if item.lost:
+                item.lost_pieces = scheduler.lose_rank(item.rank)
+                held.pop(item.rank, None)
+            for outcome in item.outcomes:
+                scheduler.finish(item.rank, outcome.piece)
+                held[item.rank] -= 1
+                if outcome.error:
+                    scheduler.drop_task(outcome.piece.task)
+            yield item
+
+
+def _hand_out(
+    scheduler: Scheduler,
+    runner: Runner,
+    others: Others,
+    describe: Callable[[Piece], Any],
+    held: dict[int, int],
+) -> None:
+    """Give every rank a piece, then, while there is plenty, the next one ahead of time."""
+    for wanted in (1, 2):
+        for rank in held:
+            if held[rank] >= wanted or (wanted == 2 and not scheduler.worth_holding_two()):
+                continue
+            piece = scheduler.next_piece(rank)
+            if piece is None:
+                return
+            held[rank] += 1
+            if rank == 0:
+                runner.submit(piece, describe(piece))
+            else:
+                others.send(rank, piece, describe(piece))

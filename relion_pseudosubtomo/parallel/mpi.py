@@ -1,0 +1,252 @@
+"""Ranks under MPI: the only module that imports mpi4py.
+
+Rank 0 leads: it hands out pieces and works too. No rank ever waits in a blocking receive, so
+signals are seen at once and a sleeping rank uses no core. Messages are small; images never travel.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from mpi4py import MPI
+
+from relion_pseudosubtomo.parallel.coordinate import LOOK_INTERVAL, News
+from relion_pseudosubtomo.parallel.runner import Runner
+from relion_pseudosubtomo.parallel.work import Piece
+from relion_pseudosubtomo.parallel.world import LocalPool, MakeWork, Pool, peak_memory
+
+_ORDER, _NEWS = 1, 2
+
+#: Seconds between two reports of progress from a rank.
+REPORT_INTERVAL = 0.5
+
+#: Seconds that ranks get to say that they have stopped.
+_FAREWELL = 5.0
+
+
+class MpiWorld:
+    """All ranks of an MPI job.
+
+    Attributes
+    ----------
+    size : int
+        Number of ranks.
+    library : str
+        The MPI library's name.
+    n_sharing : int
+        Ranks of this node that may use the cores of this rank.
+    """
+
+    def __init__(self) -> None:
+        self._comm = MPI.COMM_WORLD
+        self._comm.Set_errhandler(MPI.ERRORS_RETURN)
+        self.size = self._comm.Get_size()
+        self.rank = self._comm.Get_rank()
+        self.library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip()
+        self.n_sharing = self._count_sharing()
+
+    def _count_sharing(self) -> int:
+        node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
+        mine = os.sched_getaffinity(0)
+        masks = node.allgather(mine)
+        node.Free()
+        return sum(bool(mine & mask) for mask in masks)
+
+    def lead(
+        self, main: Callable[[Pool], int], make_work: MakeWork, stop: Callable[[], bool]
+    ) -> int:
+        """Run `main` on rank 0 and let the others work for it; return the exit status of all.
+
+        An uncaught error on any rank ends all of them at once: a rank that left alone would hang
+        the job for ever.
+        """
+        try:
+            if self.rank == 0:
+                return self._lead(main, make_work)
+            return _Servant(self._comm, make_work, stop).serve()
+        except BaseException:
+            self.abort()
+            raise
+
+    def _lead(self, main: Callable[[Pool], int], make_work: MakeWork) -> int:
+        others = _Others(self._comm)
+        status = main(LocalPool(make_work, others, others.share))
+        others.finish(status)
+        if others.lost:
+            _leave_at_once(status)
+        return status
+
+    def abort(self) -> None:
+        """Report the error in hand with rank and host, and end all ranks."""
+        print(
+            f"rank {self.rank} on {platform.node()}:\n{traceback.format_exc()}",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        self._comm.Abort(1)
+
+
+def _leave_at_once(status: int) -> None:
+    """Exit without MPI's farewell, which would wait for the dead."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+class _Others:
+    """The other ranks, as rank 0 sees them."""
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        self._comm = comm
+        self._sent: list[MPI.Request] = []
+        self.ranks = set(range(1, comm.Get_size()))
+        self.lost: set[int] = set()
+
+    def share(self, shared: Any) -> None:
+        """Give all ranks what they share; no collective call, so a rank may die meanwhile."""
+        self._order_all("share", pickle.dumps(shared, pickle.HIGHEST_PROTOCOL))
+
+    def send(self, rank: int, piece: Piece, description: Any) -> None:
+        """Give a rank a piece."""
+        self._order(rank, "piece", (piece, description))
+
+    def stop(self) -> None:
+        """Ask every rank to finish the items in hand and begin no other."""
+        self._order_all("stop", None)
+
+    def finish(self, status: int) -> None:
+        """Let every rank leave with a status."""
+        self._order_all("finish", (status, bool(self.lost)))
+        deadline = time.monotonic() + _FAREWELL
+        while self._sent and time.monotonic() < deadline:
+            self._forget_sent()
+            time.sleep(LOOK_INTERVAL)
+
+    def _order_all(self, kind: str, content: Any) -> None:
+        for rank in sorted(self.ranks):
+            self._order(rank, kind, content)
+
+    def _order(self, rank: int, kind: str, content: Any) -> None:
+        try:
+            self._sent.append(self._comm.isend((kind, content), rank, _ORDER))
+        except MPI.Exception as error:
+            if not _is_death(error):
+                raise
+        self._forget_sent()
+
+    def _forget_sent(self) -> None:
+        """Drop requests that are complete, or whose receiver is dead."""
+        left = []
+        for request in self._sent:
+            try:
+                if not request.Test():
+                    left.append(request)
+            except MPI.Exception as error:
+                if not _is_death(error):
+                    raise
+        self._sent = left
+
+    def take_news(self) -> list[News]:
+        """Return what has come in, without waiting; a dead rank is news too."""
+        news: list[News] = []
+        while True:
+            try:
+                message = self._comm.improbe(MPI.ANY_SOURCE, _NEWS)
+                if message is None:
+                    return news
+                news.append(message.recv())
+            except MPI.Exception as error:
+                if not _is_death(error):
+                    raise
+                dead = self._find_dead()
+                if not dead:
+                    return news
+                news += [News(rank, [], lost=True) for rank in dead]
+
+    def _find_dead(self) -> list[int]:
+        """Return ranks that have died since the last look, and take note (ULFM)."""
+        failed = self._comm.Get_failed()
+        self._comm.Ack_failed(failed.Get_size())
+        all_ranks = self._comm.Get_group()
+        dead = MPI.Group.Translate_ranks(failed, range(failed.Get_size()), all_ranks)
+        new = [rank for rank in dead if rank not in self.lost]
+        self.lost.update(new)
+        self.ranks.difference_update(new)
+        return new
+
+
+def _is_death(error: MPI.Exception) -> bool:
+    deaths = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING")
+    return error.Get_error_class() in [getattr(MPI, name) for name in deaths if hasattr(MPI, name)]
+
+
+class _Servant:
+    """A rank other than 0: does what it is sent, reports, and never decides anything."""
+
+    def __init__(self, comm: MPI.Comm, make_work: MakeWork, stop: Callable[[], bool]) -> None:
+        self._comm = comm
+        self._rank = comm.Get_rank()
+        self._make_work = make_work
+        self._stop = stop
+        self._sent: list[MPI.Request] = []
+        self._runner: Runner | None = None
+        self._last_report = 0.0
+        self._said_stopping = False
+
+    def serve(self) -> int:
+        """Do pieces until rank 0 says that all is done; return its exit status."""
+        while True:
+            order = self._take_order()
+            if order is not None:
+                kind, content = order
+                if kind == "finish":
+                    return self._leave(*content)
+                self._obey(kind, content)
+            self._report()
+            self._sent = [request for request in self._sent if not request.Test()]
+
+    def _take_order(self) -> tuple[str, Any] | None:
+        message = self._comm.improbe(0, _ORDER)
+        return None if message is None else message.recv()
+
+    def _obey(self, kind: str, content: Any) -> None:
+        if kind == "share":
+            self._runner = Runner(self._make_work(pickle.loads(content)), self._rank)
+        elif self._runner is not None and kind == "piece":
+            self._runner.submit(*content)
+        elif self._runner is not None and kind == "stop":
+            self._runner.control.stop()
+
+    def _report(self) -> None:
+        """Send finished pieces at once, progress now and then; sleeps where there is nothing."""
+        if self._runner is None:
+            time.sleep(LOOK_INTERVAL)
+            return
+        outcomes = self._runner.take_outcomes(LOOK_INTERVAL)
+        stopping = self._stop() and not self._said_stopping
+        if stopping:
+            self._said_stopping = True
+            self._runner.control.stop()
+        now = time.monotonic()
+        if not (outcomes or stopping or now - self._last_report > REPORT_INTERVAL):
+            return
+        self._last_report = now
+        count = self._runner.control.take_count()
+        if not (outcomes or stopping or count):
+            return
+        busy = self._runner.busy_seconds
+        news = News(self._rank, outcomes, count, peak_memory(), busy, stopping)
+        self._sent.append(self._comm.isend(news, 0, _NEWS))
+
+    def _leave(self, status: int, some_are_dead: bool) -> int:
+        if some_are_dead:
+            _leave_at_once(status)
+        return status

@@ -1,0 +1,136 @@
+"""One rank's own work: a thread does its pieces while the main thread keeps in touch."""
+
+from __future__ import annotations
+
+import platform
+import queue
+import threading
+import time
+import traceback
+from typing import Any, Protocol
+
+from relion_pseudosubtomo.errors import PseudoSubtomoError
+from relion_pseudosubtomo.parallel.work import Outcome, Piece
+
+
+class Work(Protocol):
+    """What the program does with a piece; made once on every rank."""
+
+    def do(self, description: Any, control: Control) -> tuple[int, Any]:
+        """Do a piece; return how many items were done, from the first on, and a result."""
+        ...
+
+    def prefetch(self, description: Any) -> None:
+        """Get ready for a piece while another is being done."""
+        ...
+
+
+class Control:
+    """What a piece of work looks at and reports to, from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_items = 0
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Ask for an end: items in hand are finished, no further one is begun."""
+        self._stopped.set()
+
+    def stopped(self) -> bool:
+        """Return whether an end was asked for."""
+        return self._stopped.is_set()
+
+    def count_item(self) -> None:
+        """Count one finished item."""
+        with self._lock:
+            self._n_items += 1
+
+    def take_count(self) -> int:
+        """Return the items finished since the last call."""
+        with self._lock:
+            count, self._n_items = self._n_items, 0
+        return count
+
+
+class Runner:
+    """Does pieces one after another in a thread; loads the next one while one is being done.
+
+    Parameters
+    ----------
+    work : Work
+    rank : int
+        Named in error reports.
+
+    Attributes
+    ----------
+    n_held : int
+        Pieces submitted whose outcome has not been taken.
+    busy_seconds : float
+        Time spent on pieces.
+    """
+
+    def __init__(self, work: Work, rank: int) -> None:
+        self.control = Control()
+        self.n_held = 0
+        self.busy_seconds = 0.0
+        self._work = work
+        self._rank = rank
+        self._waiting: queue.Queue[tuple[Piece, Any]] = queue.Queue()
+        self._outcomes: queue.Queue[Outcome] = queue.Queue()
+        # daemons: an exit must not wait for them
+        threading.Thread(target=self._do_pieces, name="work", daemon=True).start()
+
+    def submit(self, piece: Piece, description: Any) -> None:
+        """Take a piece; where another is in hand, start to load what this one needs."""
+        self.n_held += 1
+        self._waiting.put((piece, description))
+        if self.n_held > 1:
+            threading.Thread(
+                target=self._prefetch, args=(description,), name="prefetch", daemon=True
+            ).start()
+
+    def _prefetch(self, description: Any) -> None:
+        try:
+            self._work.prefetch(description)
+        except Exception:  # the piece itself meets the same error and reports it
+            return
+
+    def take_outcomes(self, timeout: float) -> list[Outcome]:
+        """Return finished outcomes; wait up to `timeout` seconds for the first."""
+        outcomes = []
+        try:
+            outcomes.append(self._outcomes.get(timeout=timeout))
+            while True:
+                outcomes.append(self._outcomes.get_nowait())
+        except queue.Empty:
+            self.n_held -= len(outcomes)
+            return outcomes
+
+    def _do_pieces(self) -> None:
+        while True:
+            piece, description = self._waiting.get()
+            started = time.perf_counter()
+            if self.control.stopped():
+                outcome = Outcome(piece)
+            else:
+                outcome = self._attempt(piece, description)
+            self.busy_seconds += time.perf_counter() - started
+            self._outcomes.put(outcome)
+
+    def _attempt(self, piece: Piece, description: Any) -> Outcome:
+        """Do one piece; an error becomes part of the outcome, so that the other pieces go on."""
+        try:
+            n_done, result = self._work.do(description, self.control)
+            return Outcome(piece, n_done, result)
+        except PseudoSubtomoError as error:
+            return Outcome(piece, error=str(error))
+        except MemoryError:
+            return Outcome(piece, error="not enough memory on " + platform.node())
+        except Exception as error:  # a bug, or an I/O error: it fails this piece alone
+            head = f"rank {self._rank} on {platform.node()}:\n"
+            return Outcome(
+                piece,
+                error=f"{type(error).__name__}: {error}",
+                details=head + traceback.format_exc(),
+            )

@@ -1,0 +1,153 @@
+"""Which rank does what next: whole tasks, costliest first; ranges of one where ranks would idle.
+
+Pure decisions: the same code runs under MPI, in one process, and under a simulated clock.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from relion_pseudosubtomo.parallel.work import Piece
+
+#: A range costs at least this many times what it costs to start a task on another rank.
+LEAST_WORK_PER_START = 4.0
+
+#: The share of an equal part of what is left that a range of a task gets.
+GUIDED_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """Estimated cost of a task, in any unit.
+
+    Attributes
+    ----------
+    start : float
+        Cost of starting it on a rank: loading.
+    item : float
+        Cost of one item.
+    ranges : tuple of (int, int)
+        Items that are to be done, as ranges [start, stop).
+    """
+
+    start: float
+    item: float
+    ranges: tuple[tuple[int, int], ...]
+
+
+class Scheduler:
+    """Hands out the items of tasks, each exactly once unless its rank is lost.
+
+    Parameters
+    ----------
+    costs : sequence of TaskCost
+        One a task.
+    n_ranks : int
+        Ranks that ask for work.
+    split : bool
+        Whether a task may go to several ranks.
+    """
+
+    def __init__(self, costs: Sequence[TaskCost], n_ranks: int, *, split: bool) -> None:
+        self._costs = costs
+        self._n_ranks = n_ranks
+        self._split = split
+        self._waiting: dict[int, list[tuple[int, int]]] = {}
+        self._heap: list[tuple[float, int]] = []
+        self._held: dict[int, list[Piece]] = {}
+        self._last_task: dict[int, int] = {}
+        self._left = 0.0
+        for task, cost in enumerate(costs):
+            self._put_back(task, cost.ranges)
+
+    def _put_back(self, task: int, ranges: Iterable[tuple[int, int]]) -> None:
+        added = [r for r in ranges if r[1] > r[0]]
+        if not added:
+            return
+        before = self._cost_waiting(task)
+        self._waiting[task] = sorted([*self._waiting.get(task, []), *added])
+        self._left += self._cost_waiting(task) - before
+        heapq.heappush(self._heap, (-self._cost_waiting(task), task))
+
+    def _cost_waiting(self, task: int) -> float:
+        ranges = self._waiting.get(task)
+        if not ranges:
+            return 0.0
+        cost = self._costs[task]
+        return cost.start + cost.item * sum(stop - start for start, stop in ranges)
+
+    def next_piece(self, rank: int) -> Piece | None:
+        """Return the next piece for a rank; None where nothing is left to hand out."""
+        task = self._choose_task(rank)
+        if task is None:
+            return None
+        start, stop = self._waiting[task][0]
+        size = self._size_of_piece(task, stop - start)
+        before = self._cost_waiting(task)
+        rest = self._waiting[task][1:]
+        if start + size < stop:
+            rest = [(start + size, stop), *rest]
+        if rest:
+            self._waiting[task] = rest
+            heapq.heappush(self._heap, (-self._cost_waiting(task), task))
+        else:
+            del self._waiting[task]
+        self._left += self._cost_waiting(task) - before
+        piece = Piece(task, start, start + size)
+        self._held.setdefault(rank, []).append(piece)
+        self._last_task[rank] = task
+        return piece
+
+    def _choose_task(self, rank: int) -> int | None:
+        """Return the rank's last task where some of it is left, else the costliest one."""
+        last = self._last_task.get(rank)
+        if last is not None and last in self._waiting:
+            return last
+        while self._heap:
+            cost, task = self._heap[0]
+            if task in self._waiting and -cost == self._cost_waiting(task):
+                return task
+            heapq.heappop(self._heap)  # an entry from before the task was cut
+        return None
+
+    def _size_of_piece(self, task: int, n_items: int) -> int:
+        cost = self._costs[task]
+        equal_part = self._left / self._n_ranks
+        if not self._split or cost.start + cost.item * n_items <= equal_part * (1 + 1e-9):
+            return n_items
+        wanted = max(GUIDED_SHARE * equal_part, LEAST_WORK_PER_START * cost.start)
+        size = max(1, round(wanted / cost.item)) if cost.item > 0 else n_items
+        return size if 3 * size < 2 * n_items else n_items
+
+    def finish(self, rank: int, piece: Piece) -> None:
+        """Note that a rank is done with a piece, or has failed with it."""
+        self._held[rank].remove(piece)
+
+    def lose_rank(self, rank: int) -> list[Piece]:
+        """Take back what a lost rank held; return it."""
+        pieces = self._held.pop(rank, [])
+        self._n_ranks = max(1, self._n_ranks - 1)
+        for piece in pieces:
+            self._put_back(piece.task, [(piece.start, piece.stop)])
+        return pieces
+
+    def drop_task(self, task: int) -> None:
+        """Hand out nothing more of a task that has failed."""
+        self._left -= self._cost_waiting(task)
+        self._waiting.pop(task, None)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether anything is left to hand out."""
+        return bool(self._waiting)
+
+    @property
+    def has_held(self) -> bool:
+        """Whether any rank has work in hand."""
+        return any(self._held.values())
+
+    def worth_holding_two(self) -> bool:
+        """Whether there is enough left that every rank may hold its next piece already."""
+        return len(self._waiting) > self._n_ranks

@@ -1,0 +1,116 @@
+"""The ranks of this run: who leads, who serves, and what one process does instead."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from relion_pseudosubtomo.parallel.coordinate import News, NoOthers, Others, coordinate
+from relion_pseudosubtomo.parallel.runner import Runner, Work
+from relion_pseudosubtomo.parallel.schedule import Scheduler, TaskCost
+from relion_pseudosubtomo.parallel.work import Piece
+
+#: Makes a rank's work from what the leader shares.
+MakeWork = Callable[[Any], Work]
+
+
+class Pool(Protocol):
+    """All ranks, as the leader sees them."""
+
+    size: int
+
+    def run(
+        self,
+        shared: Any,
+        costs: list[TaskCost],
+        describe: Callable[[Piece], Any],
+        *,
+        split: bool,
+        stop: Callable[[], bool],
+    ) -> Iterator[News]:
+        """Do all items of all tasks on all ranks; yield what comes back."""
+        ...
+
+
+class World(Protocol):
+    """Where the program runs."""
+
+    size: int
+    rank: int
+    n_sharing: int
+
+    def lead(
+        self, main: Callable[[Pool], int], make_work: MakeWork, stop: Callable[[], bool]
+    ) -> int:
+        """Run `main` on one rank and let the others work for it; return the exit status.
+
+        Parameters
+        ----------
+        main : callable
+            Runs the job on all ranks it is given.
+        make_work : callable
+            Makes a rank's work from what `main` shares.
+        stop : callable
+            True once this rank was told to end.
+        """
+        ...
+
+
+def peak_memory() -> int:
+    """Return this process's peak resident memory in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class LocalPool:
+    """The leader's process, and the other ranks if there are any.
+
+    Parameters
+    ----------
+    make_work : callable
+        Makes this rank's work.
+    others : Others
+        The other ranks.
+    share : callable
+        Gives all ranks what they share.
+    """
+
+    def __init__(
+        self,
+        make_work: MakeWork,
+        others: Others | None = None,
+        share: Callable[[Any], None] = lambda shared: None,
+    ) -> None:
+        self._make_work = make_work
+        self._others: Others = NoOthers() if others is None else others
+        self._share = share
+        self.size = 1 + len(self._others.ranks)
+
+    def run(
+        self,
+        shared: Any,
+        costs: list[TaskCost],
+        describe: Callable[[Piece], Any],
+        *,
+        split: bool,
+        stop: Callable[[], bool],
+    ) -> Iterator[News]:
+        """Do all items of all tasks on all ranks; yield what comes back."""
+        self._share(shared)
+        scheduler = Scheduler(costs, self.size, split=split)
+        runner = Runner(self._make_work(shared), rank=0)
+        yield from coordinate(scheduler, runner, self._others, describe, stop, peak_memory)
+
+
+class SerialWorld:
+    """One process, no launcher."""
+
+    size = 1
+    rank = 0
+    n_sharing = 1
+
+    def lead(
+        self, main: Callable[[Pool], int], make_work: MakeWork, stop: Callable[[], bool]
+    ) -> int:
+        """Run `main` here."""
+        return main(LocalPool(make_work))

@@ -1,0 +1,98 @@
+"""The files that end a job: tables, sums and the note, each whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+
+from relion_pseudosubtomo import __version__, merge
+from relion_pseudosubtomo.core import volumes
+from relion_pseudosubtomo.io import atomic, mrc, particles, star
+from relion_pseudosubtomo.io.optimisation_set import write_optimisation_set
+from relion_pseudosubtomo.io.records import Record, RecordStore
+from relion_pseudosubtomo.io.trajectories import write_trajectories
+from relion_pseudosubtomo.options import JobOptions
+from relion_pseudosubtomo.plan import Plan
+from relion_pseudosubtomo.preflight import JobInput
+from relion_pseudosubtomo.summary import RunSummary
+
+
+def write_sums(
+    options: JobOptions, voxel_size: float, store: RecordStore, records: list[Record]
+) -> None:
+    """Write the sums of all particles (`--sum`, spec 2.10) from the partial sums.
+
+    Parameters
+    ----------
+    options : JobOptions
+    voxel_size : float
+        Of the pseudo-subtomograms, Angstrom.
+    store : RecordStore
+    records : list of Record
+        All that count, each particle once; added up in this order.
+    """
+    data, weight = store.read_sums(records[0])
+    for record in records[1:]:
+        partial_data, partial_weight = store.read_sums(record)
+        data, weight = data + partial_data, weight + partial_weight
+    summed, weights = np.asarray(data, np.float32), np.asarray(weight, np.float32)
+    for name, volume in (
+        ("sum_data.mrc", summed),
+        ("sum_weight.mrc", volumes.expand_centred(weights)),
+        ("sum_div.mrc", volumes.divide_by_weight(summed, weights, options.snr)),
+    ):
+        path = Path(options.output, name)
+        mrc.write_mrc(path, volume, voxel_size=voxel_size, is_stack=False, float16=False)
+
+
+def write_tables(options: JobOptions, job: JobInput, plan: Plan) -> None:
+    """Write the STAR files, the ones that the next job reads last (spec 3.3, 3.4)."""
+    output = Path(options.output)
+    particle_set, tomogram_set = job.particle_set, job.tomogram_set
+    rows = merge.merge_particles(options, particle_set, tomogram_set, plan)
+    general = merge.merge_general(options, particle_set)
+    optics = merge.merge_optics(options, particle_set, tomogram_set)
+    dropped = merge.merge_dropped(particle_set, plan)
+    star.write_star(output / "dropped.star", [star.StarTable("particles", dropped)])
+    if job.trajectories is not None and len(plan.dropped_rows):
+        kept = plan.kept_rows
+        shifts = [job.trajectories.shifts[row] for row in kept]
+        write_trajectories(output / "motion.star", particle_set.names[kept], shifts)
+    if options.real_subtomo:
+        class2d = merge.merge_class2d(tomogram_set, plan, rows)
+        path = output / "particles_for_class2d.star"
+        particles.write_particle_file(path, general, optics, class2d)
+    particles.write_particle_file(output / "particles.star", general, optics, rows)
+    merged = merge.merge_optimisation_set(options, job.optimisation_set, plan)
+    write_optimisation_set(output / "optimisation_set.star", merged)
+
+
+def write_note(options: JobOptions, command: list[str], ranks: int, threads: int) -> None:
+    """Write note.txt: the command line, versions, host, date, resolved options."""
+    lines = [
+        shlex.join(command),
+        "",
+        f"relion_pseudosubtomo {__version__}, Python {platform.python_version()}, "
+        f"NumPy {np.__version__}",
+        f"host {socket.gethostname()}, {time.strftime('%Y-%m-%d %H:%M:%S %z')}, "
+        f"{ranks} ranks x {threads} threads",
+        f"in {os.getcwd()}",
+        "",
+        "Resolved options:",
+        *(f"  {k} = {v}" for k, v in dataclasses.asdict(options).items()),
+    ]
+    atomic.write_text(Path(options.output, "note.txt"), "\n".join(lines) + "\n")
+
+
+def write_summary(options: JobOptions, summary: RunSummary) -> None:
+    """Write run_summary.json."""
+    text = json.dumps(dataclasses.asdict(summary), indent=1) + "\n"
+    atomic.write_text(Path(options.output, "run_summary.json"), text)

@@ -1,0 +1,79 @@
+"""What a rank does with a piece: particles in chunks, a completion record behind each."""
+
+from __future__ import annotations
+
+from relion_pseudosubtomo.estimate import particle_bytes
+from relion_pseudosubtomo.io.records import Record, RecordStore
+from relion_pseudosubtomo.model import TaskResult
+from relion_pseudosubtomo.options import JobOptions
+from relion_pseudosubtomo.parallel.runner import Control
+from relion_pseudosubtomo.worker import SharedJob, TaskInput, Worker
+
+#: Particles a thread does between two records: what a killed job loses at most.
+CHUNK_PER_THREAD = 100
+
+
+class TaskWork:
+    """Does pieces on one rank.
+
+    Parameters
+    ----------
+    job : SharedJob
+    threads : int
+        Threads of this rank.
+    """
+
+    def __init__(self, job: SharedJob, threads: int) -> None:
+        self._job = job
+        self._threads = threads
+        self._worker = Worker(job, threads)
+        self._records = RecordStore(job.options.output) if writes_records(job.options) else None
+
+    def prefetch(self, given: TaskInput) -> None:
+        """Load what a piece needs while another is being done."""
+        self._worker.prefetch(given.task)
+
+    def do(self, given: TaskInput, control: Control) -> tuple[int, TaskResult]:
+        """Extract a piece; return how many particles were done, and what was counted."""
+        task, total = given.task, TaskResult(given.task.number, given.task.first)
+        # partial sums are large: one record a piece is enough then
+        chunk = len(task) if self._job.options.sum else CHUNK_PER_THREAD * self._threads
+        for start in range(0, len(task), chunk):
+            part = given.part(start, min(start + chunk, len(task)))
+            result = self._worker.do_task(part, control.stopped, control.count_item)
+            if result.n_particles:
+                self._record(part, result)
+            total.add(result)
+            if control.stopped():
+                break
+        return total.n_particles, total
+
+    def _record(self, given: TaskInput, result: TaskResult) -> None:
+        if self._records is None:
+            return
+        job = self._job
+        tomogram = job.tomogram_set.tomograms[given.task.tomogram]
+        done = given.task.part(0, result.n_particles)
+        self._records.write(
+            Record(
+                tomogram=tomogram.name,
+                first=done.first,
+                stop=done.first + len(done),
+                fingerprint=given.fingerprint,
+                stems=done.stems,
+                suffixes=job.options.image_suffixes,
+                sizes=tuple(
+                    size
+                    for visible in done.visible
+                    for size in particle_bytes(job.options, tomogram, int(visible.sum()))
+                ),
+                n_clipped=result.n_clipped,
+                n_not_finite=result.n_not_finite,
+            ),
+            result.sums,
+        )
+
+
+def writes_records(options: JobOptions) -> bool:
+    """Return whether a run leaves anything that a later run could continue."""
+    return not options.no_writing or options.sum
