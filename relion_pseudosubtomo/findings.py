@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 #: code -> what to do about it, shown behind the message.
@@ -21,7 +21,8 @@ ADVICE: dict[str, str] = {
     "missing-input": "Give --i, or both --p and --t.",
     "only-tomogram": "Give the name as it stands in the tomogram set.",
     "output-directory": "Give another --o, or make that directory writable.",
-    "output-exists": "Give another --o, or remove the results there.",
+    "output-options": "Give the options of that run, or another --o, or --overwrite.",
+    "output-exists": "Give another --o, or move the results there away.",
     # STAR files
     "missing-file": "Start the program in the RELION project directory, or correct the path.",
     "unreadable-file": "Check the permissions.",
@@ -108,6 +109,10 @@ class Findings:
     def extend(self, other: Findings) -> None:
         """Append the findings of another list."""
         self.items.extend(other.items)
+
+    def as_warnings(self) -> Findings:
+        """Return the same findings, all of them warnings."""
+        return Findings([replace(finding, severity="warning") for finding in self.items])
 
     @property
     def errors(self) -> list[Finding]:

@@ -94,7 +94,7 @@ class OutputDirectory:
         """
         if self._options.overwrite:
             self._remove_results()
-        self._remove_temporary_files()
+        self.remove_temporary_files()
         for name in TOP_FILES:  # stale until everything is done again
             (self._path / name).unlink(missing_ok=True)
         if writes_records(self._options):
@@ -139,8 +139,8 @@ class OutputDirectory:
             self.records.remove(record)
         shutil.rmtree(self._path / FOLDER, ignore_errors=True)
 
-    def _remove_temporary_files(self) -> None:
-        """Remove what a killed run left half-written; the lock makes sure nobody writes it."""
+    def remove_temporary_files(self) -> None:
+        """Remove what a killed run or rank left half-written; nobody else may be writing."""
         for folder in (self._path / "Subtomograms", self._path / FOLDER):
             for path in folder.rglob(TEMPORARY_PATTERN):
                 path.unlink(missing_ok=True)

@@ -11,8 +11,10 @@ import numpy as np
 
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings, list_first
+from relion_pseudosubtomo.io.fingerprint import describe_options
 from relion_pseudosubtomo.io.optimisation_set import resolve
 from relion_pseudosubtomo.io.particles import make_particle_set, read_particle_table
+from relion_pseudosubtomo.io.records import RecordStore
 from relion_pseudosubtomo.io.tomograms import read_tomogram_set
 from relion_pseudosubtomo.io.trajectories import check_trajectory_file, read_trajectories
 from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet, Trajectories
@@ -65,23 +67,24 @@ def read_and_check(options: JobOptions) -> JobInput:
         Where there is an error; the message lists everything that was found.
     """
     findings = check_options(options)
-    check_output_directory(options.output, findings)
+    check_output_directory(options, findings)
     job = _read(options, findings)
     if findings.errors or job is None:
         raise InputError(format_findings(findings))
     return job
 
 
-def check_output_directory(path: str, findings: Findings) -> None:
-    """Check that results can be written to a directory, and that it holds none.
+def check_output_directory(options: JobOptions, findings: Findings) -> None:
+    """Check that results can be written to the output directory, and fit what it holds.
 
     Parameters
     ----------
-    path : str
-        The directory; it need not exist. RELION's own job files in it do not count.
+    options : JobOptions
+        The directory need not exist. RELION's own job files in it do not count.
     findings : Findings
-        Gets an error `output-directory` or `output-exists`.
+        Gets an error `output-directory`, `output-exists` or `output-options`.
     """
+    path = options.output
     existing = os.path.abspath(path)
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
@@ -99,15 +102,40 @@ def check_output_directory(path: str, findings: Findings) -> None:
             expected="a directory that can be written to",
             found=f"{existing} without permission to write",
         )
-    else:
+    elif not options.dry_run:
+        _check_results(options, findings)
+
+
+def _check_results(options: JobOptions, findings: Findings) -> None:
+    """Check that results of an earlier run are continued with its options, or to be replaced."""
+    path = options.output
+    former = RecordStore(path).read_job()
+    if former is None:
         results = list(_list_results(path))
         if results:
             findings.error(
                 "output-exists",
                 f"output {path}",
-                expected="no results of another run",
+                expected="no results, or those of a run that can be continued",
                 found=list_first(results),
             )
+    elif not (options.only_do_unfinished or options.overwrite):
+        findings.error(
+            "output-exists",
+            f"output {path}",
+            expected="no results, or --only_do_unfinished to continue, or --overwrite",
+            found="results of another run",
+        )
+    elif options.only_do_unfinished and not options.overwrite:
+        now = describe_options(options)
+        for name in sorted(now.keys() | former.keys()):
+            if now.get(name) != former.get(name):
+                findings.error(
+                    "output-options",
+                    f"option {name} of the results in {path}",
+                    expected=now.get(name, "nothing"),
+                    found=former.get(name, "nothing"),
+                )
 
 
 def _list_results(path: str) -> Iterator[str]:

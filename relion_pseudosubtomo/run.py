@@ -306,6 +306,8 @@ def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
 
 def _merge(options: JobOptions, start: Start, run: Extraction, plan: Plan) -> None:
     """Write everything that needs all ranks' work, the STAR files last."""
+    if run.summary.lost_ranks:
+        run.directory.remove_temporary_files()
     if writes_records(options):
         records = run.directory.join_records(run.job.tomogram_set, plan.tasks)
         if options.sum:

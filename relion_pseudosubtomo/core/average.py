@@ -6,7 +6,7 @@ the dose weight, and the weights (CTF times dose weight, squared) that go with t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,7 +192,7 @@ def average_stacks(
     return average.finish(regularisation)
 
 
-def _corners(places_xyz: Floats, box: int) -> Iterable[tuple[NDArray[np.int64], Floats]]:
+def _corners(places_xyz: Floats, box: int) -> Iterator[tuple[NDArray[np.int64], Floats]]:
     """Yield, for each of the 8 grid neighbours, its flat half-complex index and its share.
 
     `places_xyz` has x >= 0 and lies within box // 2 - 1 of the origin, so x + 1 is on the grid.

@@ -53,15 +53,12 @@ class ParticleTable:
         `data_general`; empty where there is none.
     optics : StarTable or None
         `data_optics`, where it has rows.
-    others : dict of str to Columns
-        Every other table.
     """
 
     path: str
     particles: StarTable
     general: dict[str, str]
     optics: StarTable | None
-    others: dict[str, Columns]
 
     def tomogram_names(self) -> set[str] | None:
         """Return the names of all tomograms that particles belong to; None without the column."""
@@ -98,11 +95,6 @@ def read_particle_table(path: str, findings: Findings) -> ParticleTable | None:
         particles,
         general.first_row() if general is not None else {},
         optics if optics is not None and optics.n_rows else None,
-        {
-            name: table.columns
-            for name, table in star.tables.items()
-            if name not in (_GENERAL, _OPTICS, particles.name)
-        },
     )
 
 
@@ -182,7 +174,6 @@ def make_particle_set(
         subtomogram_angles=box,
         angles=angles,
         optics_row=optics_row,
-        extra_tables=table.others,
     )
 
 

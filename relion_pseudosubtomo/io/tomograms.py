@@ -92,6 +92,7 @@ class _Reader:
         self.least_size = options.window if math.isfinite(options.binning) else 0
         self.volumes: dict[int, tuple[str, ...]] = {}
         self.binning: Floats | None = None
+        self.failed: dict[str, str] = {}
 
     def read(self) -> TomogramSet:
         """Return the whole set: all tables first, then all headers at once, then the rest."""
@@ -110,6 +111,7 @@ class _Reader:
                 tomograms.get(row) or _tomogram_without_data(name)
                 for row, name in enumerate(self.values.names)
             ),
+            self.failed,
         )
 
     def _read_series(self, row: int) -> TiltSeries | None:
@@ -246,7 +248,7 @@ class _Reader:
         """Return a tomogram, or None where its images cannot be used."""
         values, table, findings = self.values, series.table, self.findings
         pixel_size = float(values.pixel_size[row])
-        image_size = check_images(series, headers, pixel_size, self.least_size, findings)
+        image_size = self._check_images(series, headers, pixel_size)
         tomogram = Tomogram(
             name=values.names[row],
             size_xyz=values.size_xyz[row],
@@ -280,7 +282,19 @@ class _Reader:
             reconstructions=self.volumes.get(row, ()),
             tomogram_binning=None if self.binning is None else float(self.binning[row]),
         )
-        return tomogram if image_size else None
+        return tomogram if image_size or tomogram.name in self.failed else None
+
+    def _check_images(
+        self, series: TiltSeries, headers: Headers, pixel_size: float
+    ) -> tuple[int, int] | None:
+        """Return the image size; with `--allow_failures` bad images fail the tomogram alone."""
+        found = Findings()
+        size = check_images(series, headers, pixel_size, self.least_size, found)
+        if self.options.allow_failures and found.errors:
+            self.failed[series.tomogram] = "; ".join(error.message for error in found.errors)
+            found = found.as_warnings()
+        self.findings.extend(found)
+        return size
 
     def _read_deformation(self, row: int, table: StarTable) -> Deformation | None:
         kind = self.values.deformation_kind[row]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,6 @@ class ParticleSet:
     subtomogram_angles: NDArray[np.floating]
     angles: NDArray[np.floating]
     optics_row: NDArray[np.int64]
-    extra_tables: dict[str, Columns] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of particles."""

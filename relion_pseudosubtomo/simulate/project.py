@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.io.mrc import write_mrc
 from relion_pseudosubtomo.io.star import StarTable, list_table, write_star
-from relion_pseudosubtomo.simulate.dataset import HAND, Dataset, TiltSeries
+from relion_pseudosubtomo.simulate.dataset import HAND, Dataset, Particles, TiltSeries
 from relion_pseudosubtomo.simulate.images import render_tilt_series
 from relion_pseudosubtomo.simulate.structure import reference_volume
 
@@ -217,7 +217,7 @@ def _particle_tables(dataset: Dataset, layout: str) -> list[StarTable]:
     return [_table("optics", optics), _table("particles", columns)]
 
 
-def _series_and_particles(dataset: Dataset) -> list:
+def _series_and_particles(dataset: Dataset) -> list[tuple[TiltSeries, Particles]]:
     return list(zip(dataset.tilt_series, dataset.particles, strict=True))
 
 

@@ -51,8 +51,8 @@ class Structure:
 def make_structure(seed: int = 0) -> Structure:
     """Return the structure of a seed: a flat body with an arm on one side, without symmetry.
 
-    Blobs lie at random places at least `LEAST_DISTANCE_ANGSTROM` apart, a little over 160 A from
-    end to end; every third one is wide, the others are narrow enough to carry detail.
+    Blobs lie at random places at least `LEAST_DISTANCE_ANGSTROM` apart, inside a sphere some 160 A
+    across; every third one is wide, the others are narrow enough to carry detail.
     """
     rng = np.random.default_rng([seed, STRUCTURE_STREAM])
     centres: list[Floats] = []

@@ -1,0 +1,464 @@
+"""Every compiled kernel computes what its NumPy twin computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo.core import kernels
+from relion_pseudosubtomo.core.kernels import numpy_twin
+
+if not kernels.IS_COMPILED:
+    pytest.skip("the kernels were built without a C compiler", allow_module_level=True)
+
+MODES = tuple(kernels.IMAGE_DTYPES)
+WIDTH, HEIGHT = 23, 17
+#: Windows inside, across each edge and corner, larger than the image, and beyond it on each side.
+WINDOWS = [
+    (x, y, width, rows)
+    for x, width in ((4, 9), (-3, 9), (WIDTH - 4, 9), (-5, 40), (-30, 9), (WIDTH + 6, 9), (-9, 9))
+    for y, rows in ((3, 6), (-2, 6), (HEIGHT - 3, 6), (-4, 30), (-20, 6), (HEIGHT + 5, 6))
+]
+#: (s, n): binned box and crop.
+SIZES = [(4, 2), (10, 6), (16, 16), (24, 14), (38, 20)]
+TOLERANCE = 2e-6
+
+
+def random_image(mode: int, shape: tuple[int, int], seed: int) -> NDArray[Any]:
+    """Return random pixels over a type's whole range."""
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(kernels.IMAGE_DTYPES[mode])
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+    return rng.normal(0, 100, shape).astype(dtype)
+
+
+def random_complex(rng: np.random.Generator, *shape: int) -> NDArray[np.complex64]:
+    """Return normally distributed complex numbers."""
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.complex64)
+
+
+def assert_close(found: NDArray[Any], expected: NDArray[Any], tolerance: float) -> None:
+    """Check that the largest difference is small beside the values' size."""
+    size = np.abs(expected).max()
+    assert size > 0, "nothing to compare"
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * size)
+
+
+# copy_rows
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("x", "y", "width", "rows"), WINDOWS)
+def test_copy_rows_reads_every_type_and_place(
+    mode: int, x: int, y: int, width: int, rows: int
+) -> None:
+    """The same pixels, bit for bit, wherever the window lies."""
+    image_bytes = random_image(mode, (HEIGHT, WIDTH), seed=mode).view(np.uint8)
+    found, expected = (np.full((rows, width), np.nan, np.float32) for _ in range(2))
+    n_found = kernels.copy_rows(image_bytes, mode, x, y, found)
+    n_expected = numpy_twin.copy_rows(image_bytes, mode, x, y, expected)
+    np.testing.assert_array_equal(found, expected)
+    assert n_found == n_expected == 0
+
+
+def test_copy_rows_converts_every_half_precision_number() -> None:
+    """All 65536 patterns of float16: normal, subnormal, zeros, infinite and not a number."""
+    image = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(256, 256)
+    # 251 columns leave a rest behind blocks of eight
+    for width in (256, 251):
+        rows = np.empty((256, width), np.float32)
+        n_bad = kernels.copy_rows(image.view(np.uint8), 12, 0, 0, rows)
+        expected = image[:, :width].astype(np.float32)
+        np.testing.assert_array_equal(rows, expected)
+        assert np.array_equal(np.signbit(rows), np.signbit(expected))
+        assert n_bad == np.count_nonzero(~np.isfinite(expected)) > 0
+
+
+@pytest.mark.parametrize("mode", [2, 12])
+def test_copy_rows_counts_what_is_not_finite(mode: int) -> None:
+    """NaN and both infinities count, once each time they are copied."""
+    image = random_image(mode, (HEIGHT, WIDTH), seed=3)
+    image[0, 5], image[4, 6], image[8, 7] = np.nan, np.inf, -np.inf
+    for x, y in ((0, 0), (3, -2), (6, 3)):
+        found, expected = (np.empty((9, 11), np.float32) for _ in range(2))
+        n_found = kernels.copy_rows(image.view(np.uint8), mode, x, y, found)
+        n_expected = numpy_twin.copy_rows(image.view(np.uint8), mode, x, y, expected)
+        np.testing.assert_array_equal(found, expected)
+        assert n_found == n_expected == np.count_nonzero(~np.isfinite(expected)) > 0
+
+
+def test_copy_rows_reads_images_that_are_not_aligned() -> None:
+    """An extended header of an odd length puts the pixels at odd addresses."""
+    for mode in MODES:
+        image = random_image(mode, (HEIGHT, WIDTH), seed=5)
+        buffer = np.zeros(image.nbytes + 1, np.uint8)
+        shifted = buffer[1:].reshape(HEIGHT, -1)
+        shifted[:] = image.view(np.uint8)
+        rows = np.empty((HEIGHT, WIDTH), np.float32)
+        kernels.copy_rows(shifted, mode, 0, 0, rows)
+        np.testing.assert_array_equal(rows, image.astype(np.float32))
+
+
+# transpose_rows
+
+
+@pytest.mark.parametrize(("n_rows", "n_columns", "length"), [(1, 1, 14), (7, 5, 30), (16, 33, 21)])
+@pytest.mark.parametrize("first_row", [0, 1, 13])
+def test_transpose_rows(n_rows: int, n_columns: int, length: int, first_row: int) -> None:
+    """The same places are filled, the others kept, rows that do not fit left out."""
+    rng = np.random.default_rng(n_rows)
+    rows = random_complex(rng, n_rows, n_columns + 3)
+    found = random_complex(rng, n_columns, length)
+    expected = found.copy()
+    kernels.transpose_rows(rows, first_row, found)
+    numpy_twin.transpose_rows(rows, first_row, expected)
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, random_complex(rng, n_columns, length))
+
+
+# weight_slice
+
+
+def slice_arguments(s: int, window: int, seed: int, **left_out: bool) -> list[Any]:
+    """Return random arguments of `weight_slice`, None for those that are left out."""
+    rng = np.random.default_rng(seed)
+    half, pixel_size = s // 2 + 1, 4.0
+    kx = np.arange(half) / (s * pixel_size)
+    ky = np.fft.fftfreq(s, pixel_size)
+    optional = {
+        "ctf": (0.137, -190.0, 12.0, -210.0, 0.7e4),
+        "gain": rng.uniform(0.1, 1, (half, s)).astype(np.float32),
+        "even": rng.normal(0, 3, (half, s)),
+        "odd": np.exp(1j * rng.normal(size=(half, s))).astype(np.complex64),
+        "noise": rng.uniform(0.1, 2, (half, s)).astype(np.float32),
+        "weight": np.full((half, s), np.nan, np.float32),
+    }
+    values = {k: None if left_out.get(k) else v for k, v in optional.items()}
+    return [
+        random_complex(rng, half, window),
+        np.exp(1j * rng.normal(size=half)).astype(np.complex64),
+        (0.3 * np.exp(1j * rng.normal(size=s))).astype(np.complex64),
+        -1.0,
+        values["ctf"],
+        kx,
+        ky,
+        values["gain"],
+        values["even"],
+        values["odd"],
+        values["noise"],
+        np.full((half, s), np.nan, np.complex64),
+        values["weight"],
+    ]
+
+
+@pytest.mark.parametrize(("s", "window"), [(4, 4), (10, 10), (16, 25), (24, 50), (38, 41)])
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        (),
+        ("weight",),
+        ("even",),
+        ("odd",),
+        ("noise",),
+        ("even", "odd", "noise"),
+        ("ctf", "gain"),
+        ("ctf", "gain", "even", "odd", "noise"),
+        ("ctf", "gain", "odd", "noise", "weight"),
+    ],
+)
+def test_weight_slice(s: int, window: int, left_out: tuple[str, ...]) -> None:
+    """The same slice and weight with every choice of what is multiplied in."""
+    flags = dict.fromkeys(left_out, True)
+    found = slice_arguments(s, window, seed=s + window, **flags)
+    expected = slice_arguments(s, window, seed=s + window, **flags)
+    kernels.weight_slice(*found)
+    numpy_twin.weight_slice(*expected)
+    assert_close(found[11], expected[11], TOLERANCE)
+    if "weight" not in left_out:
+        assert_close(found[12], expected[12], TOLERANCE)
+
+
+def test_weight_slice_keeps_the_phase_of_many_turns() -> None:
+    """A phase of hundreds of turns loses no digits: it is reduced in float64."""
+    arguments = slice_arguments(24, 24, seed=1, odd=True, noise=True, even=True)
+    arguments[4] = (1000.25, -5e4, 3e3, 4e4, 1e6)
+    arguments[7][:] = 1
+    twin = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
+    kernels.weight_slice(*arguments)
+    numpy_twin.weight_slice(*twin)
+    np.testing.assert_allclose(arguments[12], twin[12], rtol=0, atol=TOLERANCE)
+
+
+# mask_rows
+
+
+@pytest.mark.parametrize(("s", "n"), SIZES)
+@pytest.mark.parametrize("extra_row", [0, 1])
+@pytest.mark.parametrize("subtract", [True, False])
+def test_mask_rows(s: int, n: int, extra_row: int, subtract: bool) -> None:
+    """The same masked rows, with and without a mean, also where no pixel lies outside."""
+    rng = np.random.default_rng(s * n)
+    n_rows = min(n + extra_row, s)
+    inside = rng.integers(-1, s // 2 + 1, n + 1).astype(np.int32)
+    taper = rng.uniform(0, 1, (n, n)).astype(np.float32)
+    for n_outside in (0, 41):
+        found = rng.normal(5, 1, (n_rows, s)).astype(np.float32)
+        expected = found.copy()
+        kernels.mask_rows(found, n, 1234.5, inside, n_outside, subtract, taper)
+        numpy_twin.mask_rows(expected, n, 1234.5, inside, n_outside, subtract, taper)
+        assert_close(found, expected, TOLERANCE)
+
+
+# insert_slice, unpack_volume
+
+
+def random_axes(rng: np.random.Generator, length: float) -> NDArray[np.float64]:
+    """Return two random perpendicular vectors of one length."""
+    return np.ascontiguousarray(length * np.linalg.qr(rng.normal(size=(3, 3)))[0][:2])
+
+
+def kept_voxels(volume: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+    """Return the packed voxels without the border that is never read."""
+    return volume[1 : n + 1, 1 : n + 1, : n // 2 + 1]
+
+
+@pytest.mark.parametrize(("s", "n"), SIZES)
+@pytest.mark.parametrize("stretch", [1.0, 0.7, 1.9])
+@pytest.mark.parametrize("seed", range(3))
+def test_insert_slice(s: int, n: int, stretch: float, seed: int) -> None:
+    """The same sums at every voxel that is kept, also of slices that reach beyond the box."""
+    rng = np.random.default_rng([s, n, seed])
+    axes = random_axes(rng, stretch * n / s)
+    slice_fs = random_complex(rng, s // 2 + 1, s)
+    weight = rng.uniform(0, 1, (s // 2 + 1, s)).astype(np.float32)
+    last_x = rng.integers(-1, s // 2 + 1, s).astype(np.int32)
+    start = rng.normal(size=(n + 3, n + 3, n // 2 + 2, 4)).astype(np.float32)
+    found, expected = start.copy(), start.copy()
+    kernels.insert_slice(slice_fs, weight, last_x, axes[0], axes[1], 0.83, found)
+    numpy_twin.insert_slice(slice_fs, weight, last_x, axes[0], axes[1], 0.83, expected)
+    assert_close(kept_voxels(found, n), kept_voxels(expected, n), 2 * TOLERANCE)
+    assert not np.array_equal(found, start)
+
+
+def test_insert_slice_along_the_axes() -> None:
+    """Samples that fall exactly on voxels, with axes of every sign, go nowhere else."""
+    s = n = 8
+    slice_fs = random_complex(np.random.default_rng(2), s // 2 + 1, s)
+    weight = np.abs(slice_fs).astype(np.float32)
+    last_x = np.full(s, s // 2, np.int32)
+    for u, v in (((1, 0, 0), (0, 1, 0)), ((0, 0, -1), (0, 1, 0)), ((-1, 0, 0), (0, 0, 1))):
+        axes = [np.array(axis, np.float64) for axis in (u, v)]
+        found, expected = (np.zeros((n + 3, n + 3, n // 2 + 2, 4), np.float32) for _ in range(2))
+        kernels.insert_slice(slice_fs, weight, last_x, *axes, 1.0, found)
+        numpy_twin.insert_slice(slice_fs, weight, last_x, *axes, 1.0, expected)
+        assert_close(kept_voxels(found, n), kept_voxels(expected, n), TOLERANCE)
+        assert set(np.unique(found[..., 3])) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("n", [2, 6, 14, 20])
+def test_unpack_volume(n: int) -> None:
+    """The same three arrays, and an empty packed volume afterwards."""
+    rng = np.random.default_rng(n)
+    packed = rng.normal(size=(n + 3, n + 3, n // 2 + 2, 4)).astype(np.float32)
+    outputs = []
+    for unpack in (kernels.unpack_volume, numpy_twin.unpack_volume):
+        volume = packed.copy()
+        data = np.empty((n, n, n // 2 + 1), np.complex64)
+        weight, multiplicity = (np.empty(data.shape, np.float32) for _ in range(2))
+        unpack(volume, 0.37, data, weight, multiplicity)
+        assert not volume.any()
+        outputs.append((data, weight, multiplicity))
+    for found, expected in zip(*outputs, strict=True):
+        assert_close(found, expected, TOLERANCE)
+
+
+# weight_cone
+
+
+@pytest.mark.parametrize("n", [2, 6, 14, 20])
+def test_weight_cone(n: int) -> None:
+    """The same three arrays for a tilted cone."""
+    rng = np.random.default_rng(n)
+    rotation = np.ascontiguousarray(np.linalg.qr(rng.normal(size=(3, 3)))[0])
+    data = random_complex(rng, n, n, n // 2 + 1)
+    weight, multiplicity = (rng.uniform(size=data.shape).astype(np.float32) for _ in range(2))
+    found = [a.copy() for a in (data, weight, multiplicity)]
+    expected = [a.copy() for a in (data, weight, multiplicity)]
+    kernels.weight_cone(*found, rotation, 0.4, 1.5)
+    numpy_twin.weight_cone(*expected, rotation, 0.4, 1.5)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b, TOLERANCE)
+    assert not np.allclose(found[1], weight)
+
+
+# arrays that do not fit
+
+
+def empty(*shape: int, dtype: type = np.float32) -> NDArray[Any]:
+    """Return an array of zeros."""
+    return np.zeros(shape, dtype)
+
+
+def call_mask_rows(
+    n: int = 6, n_rows: int = 7, n_inside: int = 7, taper: tuple[int, int] = (6, 6)
+) -> None:
+    """Call `mask_rows` with given sizes; the defaults fit."""
+    inside = empty(n_inside, dtype=np.int32)
+    kernels.mask_rows(empty(n_rows, 10), n, 0.0, inside, 1, True, empty(*taper))
+
+
+def call_insert_slice(**shapes: tuple[int, ...]) -> None:
+    """Call `insert_slice` with given shapes; the defaults fit."""
+    s, n = 8, 6
+    sizes = {
+        "slice_fs": (s // 2 + 1, s),
+        "weight": (s // 2 + 1, s),
+        "last_x": (s,),
+        "u": (3,),
+        "volume": (n + 3, n + 3, n // 2 + 2, 4),
+        **shapes,
+    }
+    kernels.insert_slice(
+        empty(*sizes["slice_fs"], dtype=np.complex64),
+        empty(*sizes["weight"]),
+        empty(*sizes["last_x"], dtype=np.int32),
+        empty(*sizes["u"], dtype=np.float64),
+        empty(3, dtype=np.float64),
+        1.0,
+        empty(*sizes["volume"]),
+    )
+
+
+def call_unpack_volume(
+    volume: tuple[int, ...] = (9, 9, 5, 4),
+    data: tuple[int, ...] = (6, 6, 4),
+    weight: tuple[int, ...] = (6, 6, 4),
+    multiplicity: tuple[int, ...] = (6, 6, 4),
+) -> None:
+    """Call `unpack_volume` with given shapes; the defaults fit."""
+    kernels.unpack_volume(
+        empty(*volume), 1.0, empty(*data, dtype=np.complex64), empty(*weight), empty(*multiplicity)
+    )
+
+
+def call_weight_cone(
+    data: tuple[int, ...] = (6, 6, 4),
+    weight: tuple[int, ...] = (6, 6, 4),
+    multiplicity: tuple[int, ...] = (6, 6, 4),
+    rotation: tuple[int, int] = (3, 3),
+) -> None:
+    """Call `weight_cone` with given shapes; the defaults fit."""
+    kernels.weight_cone(
+        empty(*data, dtype=np.complex64),
+        empty(*weight),
+        empty(*multiplicity),
+        empty(*rotation, dtype=np.float64),
+        0.1,
+        1.0,
+    )
+
+
+def call_weight_slice(place: int, shape: tuple[int, ...]) -> None:
+    """Call `weight_slice` with one array of another shape."""
+    arguments = slice_arguments(10, 20, seed=0)
+    arguments[place] = np.zeros(shape, arguments[place].dtype)
+    kernels.weight_slice(*arguments)
+
+
+def call_transpose_rows(rows: tuple[int, int], first_row: int, columns: tuple[int, int]) -> None:
+    """Call `transpose_rows` with given shapes."""
+    kernels.transpose_rows(
+        empty(*rows, dtype=np.complex64), first_row, empty(*columns, dtype=np.complex64)
+    )
+
+
+# Wrong shapes are larger than right ones wherever a kernel that does not check would still stay
+# inside its arrays.
+MISFITS: dict[str, Callable[[], None]] = {
+    "no image": lambda: kernels.copy_rows(empty(0, 8, dtype=np.uint8), 0, 0, 0, empty(2, 2)),
+    "image narrower than a pixel": lambda: kernels.copy_rows(
+        empty(4, 3, dtype=np.uint8), 2, 0, 0, empty(2, 2)
+    ),
+    "first row before the start": lambda: call_transpose_rows((4, 5), -1, (5, 10)),
+    "first row behind the end": lambda: call_transpose_rows((4, 5), 10, (5, 10)),
+    "rows shorter than columns are many": lambda: call_transpose_rows((4, 5), 0, (6, 10)),
+    "window smaller than the box": lambda: call_weight_slice(0, (6, 8)),
+    "columns of another box": lambda: call_weight_slice(0, (7, 20)),
+    "ramp_x": lambda: call_weight_slice(1, (7,)),
+    "ramp_y": lambda: call_weight_slice(2, (11,)),
+    "kx": lambda: call_weight_slice(5, (7,)),
+    "ky": lambda: call_weight_slice(6, (11,)),
+    "gain": lambda: call_weight_slice(7, (7, 10)),
+    "even": lambda: call_weight_slice(8, (7, 10)),
+    "odd": lambda: call_weight_slice(9, (7, 10)),
+    "noise": lambda: call_weight_slice(10, (6, 12)),
+    "slice of another box": lambda: call_weight_slice(11, (7, 12)),
+    "weight": lambda: call_weight_slice(12, (6, 12)),
+    "crop larger than the box": lambda: call_mask_rows(n=12, n_rows=12, taper=(12, 12)),
+    "fewer rows than the crop": lambda: call_mask_rows(n_rows=5),
+    "more rows than the crop and one": lambda: call_mask_rows(n_rows=8),
+    "reach of fewer rows": lambda: call_mask_rows(n_inside=6),
+    "taper": lambda: call_mask_rows(taper=(6, 7)),
+    "inserted weight": lambda: call_insert_slice(weight=(5, 9)),
+    "last_x": lambda: call_insert_slice(last_x=(9,)),
+    "axis": lambda: call_insert_slice(u=(4,)),
+    "volume that is no cube": lambda: call_insert_slice(volume=(9, 10, 5, 4)),
+    "volume without half": lambda: call_insert_slice(volume=(9, 9, 9, 4)),
+    "volume of other values": lambda: call_insert_slice(volume=(9, 9, 5, 5)),
+    "unpacked data": lambda: call_unpack_volume(data=(6, 6, 5)),
+    "unpacked weight, y": lambda: call_unpack_volume(weight=(6, 7, 4)),
+    "unpacked weight, z": lambda: call_unpack_volume(weight=(7, 6, 4)),
+    "unpacked multiplicity, y": lambda: call_unpack_volume(multiplicity=(6, 7, 4)),
+    "packed volume that is no cube": lambda: call_unpack_volume(volume=(9, 10, 5, 4)),
+    "packed volume without half": lambda: call_unpack_volume(volume=(9, 9, 9, 4)),
+    "packed volume of other values": lambda: call_unpack_volume(volume=(9, 9, 5, 5)),
+    "cone data that is no cube": lambda: call_weight_cone(data=(6, 7, 4)),
+    "cone weight": lambda: call_weight_cone(weight=(6, 7, 4)),
+    "cone multiplicity": lambda: call_weight_cone(multiplicity=(7, 6, 4)),
+    "cone rotation": lambda: call_weight_cone(rotation=(3, 4)),
+}
+
+
+@pytest.mark.parametrize("call", MISFITS.values(), ids=MISFITS.keys())
+def test_arrays_that_do_not_fit_are_refused(call: Callable[[], None]) -> None:
+    """A bug in the caller ends in an error, not in memory that is not ours."""
+    with pytest.raises(ValueError, match=r"do not fit|dimensions|shape"):
+        call()
+
+
+def test_sizes_that_fit_are_accepted() -> None:
+    """The callers above fail for the reason they name, not for another."""
+    call_mask_rows()
+    call_insert_slice()
+    call_unpack_volume()
+    call_weight_cone()
+    call_transpose_rows((4, 5), 0, (5, 10))
+    call_weight_slice(0, (6, 20))
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    """No other mode than those of the table is read as if it were one of them."""
+    with pytest.raises(ValueError, match="mode"):
+        kernels.copy_rows(empty(4, 8, dtype=np.uint8), 4, 0, 0, empty(2, 2))
+
+
+def test_the_twins_have_the_compiled_names() -> None:
+    """Every kernel has a twin of the same name, and is the active one."""
+    names = {name for name in kernels.__all__ if name.islower() and name != "numpy_twin"}
+    assert names == {
+        "copy_rows",
+        "insert_slice",
+        "mask_rows",
+        "transpose_rows",
+        "unpack_volume",
+        "weight_cone",
+        "weight_slice",
+    }
+    for name in names:
+        assert getattr(kernels, name) is not getattr(numpy_twin, name)

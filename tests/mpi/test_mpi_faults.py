@@ -1,0 +1,237 @@
+"""Kills, bugs and lost ranks: nothing is lost, nothing half-written stays, nothing hangs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from mpi_project import (
+    OPTIMISATION_SET,
+    TIME_LIMIT,
+    Launcher,
+    assert_same_results,
+    list_contents,
+    run,
+    run_serial,
+)
+
+#: A job of a few seconds: large volumes.
+BOX = ["--b", "128", "--crop", "128", "--bin", "1", "--j", "1"]
+N_KILLS = 20
+RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
+MARK = "PSEUDOSUBTOMO_TEST_RUN"
+
+
+@pytest.fixture(scope="module")
+def finished(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the project with an undisturbed run's output in PS/whole."""
+    copy = tmp_path_factory.mktemp("faults") / "project"
+    shutil.copytree(project, copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(copy)
+        done = run_serial(*OPTIMISATION_SET, *BOX, "--o", "PS/whole/")
+        assert done.returncode == 0, done.stdout
+    return copy
+
+
+def find_rank(mark: str, rank: int) -> int | None:
+    """Return the process id of a rank of the job with this mark."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        values = dict(word.split("=", 1) for word in words if "=" in word)
+        is_rank = any(values.get(name) == str(rank) for name in RANK_VARIABLES)
+        if is_rank and values.get(MARK) == mark and b"relion_pseudosubtomo" in command:
+            return int(entry.name)
+    return None
+
+
+def run_and_kill(
+    words: list[str], environment: dict[str, str], rank: int, seconds: float
+) -> tuple[int, str]:
+    """Start a job, kill one of its ranks after some time, wait for the end of it."""
+    mark = uuid.uuid4().hex
+    with subprocess.Popen(
+        words,
+        env={**environment, MARK: mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        time.sleep(seconds)
+        victim = find_rank(mark, rank)
+        if victim is not None:
+            os.kill(victim, signal.SIGKILL)
+        try:
+            output, _ = process.communicate(timeout=TIME_LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return process.returncode, output
+
+
+def assert_no_half_files(output: Path, whole: Path) -> None:
+    """Every image under a final name is complete."""
+    expected = dict(list_contents(whole))
+    for name, content in list_contents(output):
+        if name.endswith(".mrc") and ".tmp-" not in name:
+            assert content == expected[name], name
+
+
+@pytest.mark.timeout(N_KILLS * TIME_LIMIT)
+def test_killed_ranks_at_random_moments(
+    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After SIGKILL of any rank the job ends, and continues to the same files."""
+    monkeypatch.chdir(finished)
+    generator = random.Random(7)
+    n_interrupted = 0
+    for i in range(N_KILLS):
+        output = Path(f"PS/killed{i:02d}")
+        n_ranks, continued = generator.choice([(2, 3), (3, 2), (3, 1), (2, 1)])
+        rank = i % 2 * generator.randrange(1, n_ranks)  # rank 0 every other time
+        words = [*OPTIMISATION_SET, *BOX, "--o", f"{output}/"]
+        status, _ = run_and_kill(
+            [*launcher.command(n_ranks), *words],
+            launcher.environment,
+            rank,
+            generator.uniform(1.0, 5.0),
+        )
+        if status != 0:
+            n_interrupted += 1
+            assert not (output / "optimisation_set.star").exists()
+            if output.exists():
+                assert_no_half_files(output, Path("PS/whole"))
+        done = run(
+            [*launcher.command(continued), *words, "--only_do_unfinished"], launcher.environment
+        )
+        assert done.returncode == 0, done.stdout
+        assert_same_results(Path("PS/whole"), output)
+        shutil.rmtree(output)
+    assert n_interrupted >= N_KILLS // 4
+
+
+def test_a_lost_rank_is_replaced_where_the_launcher_lets_the_job_live(
+    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fault tolerance (ULFM) the others do a dead rank's work: status 0, all files."""
+    if launcher.name != "Open MPI":
+        pytest.skip(f"{launcher.name} has no user-level failure mitigation: every death ends a job")
+    monkeypatch.chdir(finished)
+    words = [*launcher.command(3, "--with-ft", "ulfm"), *OPTIMISATION_SET, *BOX]
+    for attempt in range(5):
+        output = Path(f"PS/ulfm{attempt}")
+        status, text = run_and_kill(
+            [*words, "--o", f"{output}/"], launcher.environment, rank=1, seconds=3.0 + attempt / 2
+        )
+        if "was lost" in text:
+            assert status == 0, text
+            assert_same_results(Path("PS/whole"), output)
+            return
+    pytest.fail("in no attempt was the rank killed while it worked")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bug_on_any_rank_ends_all_ranks(
+    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """An uncaught error aborts the job within seconds, with rank, host and traceback."""
+    monkeypatch.chdir(finished)
+    script = Path("buggy.py")
+    script.write_text(
+        "import sys\n"
+        "from relion_pseudosubtomo.parallel import mpi\n"
+        "def fail(*arguments):\n"
+        "    raise RuntimeError('a bug for the test')\n"
+        + ("mpi._Others.take_news = fail\n" if rank == 0 else "mpi._Servant._obey = fail\n")
+        + "from relion_pseudosubtomo.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    words = [*launcher.command(2)[:-2], str(script), *OPTIMISATION_SET, *BOX]
+    started = time.monotonic()
+    done = run([*words, "--o", f"PS/bug{rank}/"], launcher.environment, limit=60)
+    assert done.returncode != 0
+    assert time.monotonic() - started < 30
+    assert f"rank {rank} on {platform.node()}" in done.stdout
+    assert "RuntimeError: a bug for the test" in done.stdout
+
+
+def test_bad_input_ends_all_ranks_with_the_messages_once(workdir: Path, launcher: Launcher) -> None:
+    """What the checks find is printed by one rank, and every rank leaves with status 1."""
+    Path("Tomograms/job008/tilt_series/TS_02.star").unlink()
+    done = run([*launcher.command(3), *OPTIMISATION_SET, *BOX, "--o", "PS/x"], launcher.environment)
+    assert done.returncode == 1
+    assert done.stdout.count("[missing-file]") == 1
+    assert not Path("PS").exists()
+
+
+def test_a_signal_stops_the_job_and_it_continues(
+    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGUSR1 to the ranks ends in status 75 with records; the next start does the rest."""
+    monkeypatch.chdir(finished)
+    mark, output = uuid.uuid4().hex, Path("PS/signal")
+    words = [*launcher.command(2), *OPTIMISATION_SET, *BOX, "--o", f"{output}/"]
+    with subprocess.Popen(
+        words,
+        env={**launcher.environment, MARK: mark},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + TIME_LIMIT
+        while not list(output.glob("Subtomograms/*/*.mrc")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for rank in (0, 1):
+            victim = find_rank(mark, rank)
+            assert victim is not None
+            os.kill(victim, signal.SIGUSR1)
+        text, _ = process.communicate(timeout=TIME_LIMIT)
+    assert "Stopped by a signal" in text
+    assert not (output / "particles.star").exists()
+    n_before = len(list(output.glob("Subtomograms/*/*_data.mrc")))
+    done = run_serial(*OPTIMISATION_SET, *BOX, "--o", f"{output}/", "--only_do_unfinished")
+    assert done.returncode == 0, done.stdout
+    assert f"{n_before} of them before" in done.stdout
+    assert_same_results(Path("PS/whole"), output)
+
+
+def test_two_jobs_in_one_directory(
+    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second job is refused and told who holds the directory; the first one completes."""
+    monkeypatch.chdir(finished)
+    output = Path("PS/both")
+    words = [*OPTIMISATION_SET, *BOX, "--o", f"{output}/"]
+    with subprocess.Popen(
+        [*launcher.command(2), *words],
+        env=launcher.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + TIME_LIMIT
+        while not list(output.glob("Subtomograms/*/*.mrc")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = run_serial(*words, "--only_do_unfinished")
+        text, _ = process.communicate(timeout=TIME_LIMIT)
+    assert process.returncode == 0, text
+    assert second.returncode == 1
+    assert "Another job is writing to this directory" in second.stdout
+    assert platform.node() in second.stdout
+    assert_same_results(Path("PS/whole"), output)

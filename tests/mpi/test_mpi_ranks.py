@@ -1,0 +1,110 @@
+"""The same files from any number of ranks and threads, whole tomograms or split."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+from mpi_project import (
+    BOX,
+    OPTIMISATION_SET,
+    Launcher,
+    assert_same_results,
+    read_tables,
+    rewrite_particles,
+    run,
+    run_serial,
+)
+
+DIRECT = ["--p", "Picks/job007/particles.star", "--t", "Tomograms/job008/tomograms.star"]
+
+
+@pytest.fixture(scope="module")
+def serial(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the project with a serial run's output in PS/serial."""
+    copy = tmp_path_factory.mktemp("ranks") / "project"
+    shutil.copytree(project, copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(copy)
+        done = run_serial(*OPTIMISATION_SET, *BOX, "--o", "PS/serial/", "--j", "1")
+        assert done.returncode == 0, done.stdout
+    return copy
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("n_ranks", [1, 2, 3, 5, 8])
+def test_any_number_of_ranks_and_threads(
+    serial: Path,
+    launcher: Launcher,
+    monkeypatch: pytest.MonkeyPatch,
+    n_ranks: int,
+    threads: int,
+) -> None:
+    """Every file is the serial run's, also with more ranks than tomograms."""
+    monkeypatch.chdir(serial)
+    output = Path(f"PS/job{n_ranks}{threads}")
+    words = [*OPTIMISATION_SET, *BOX, "--o", f"{output}/", "--j", str(threads)]
+    done = run([*launcher.command(n_ranks), *words], launcher.environment)
+    assert done.returncode == 0, done.stdout
+    assert_same_results(Path("PS/serial"), output)
+    summary = json.loads((output / "run_summary.json").read_text())
+    assert summary["ranks"] == n_ranks
+    assert len(summary["peak_memory"]) >= 1
+
+
+def test_a_tomogram_is_split_where_ranks_would_idle(workdir: Path, launcher: Launcher) -> None:
+    """One tomogram on three ranks is done in parts by several, unless --no_split."""
+    rewrite_particles(
+        workdir / "Picks/job007/particles.star",
+        lambda columns: {k: v[columns["rlnTomoName"] == "TS_01"] for k, v in columns.items()},
+    )
+    # a large box, so that the parts are worth it
+    box = ["--b", "192", "--crop", "128", "--bin", "1"]
+    for output, more in (("PS/whole", ["--no_split"]), ("PS/split", [])):
+        words = [*OPTIMISATION_SET, *box, "--o", output, "--j", "1", *more]
+        done = run([*launcher.command(3), *words], launcher.environment)
+        assert done.returncode == 0, done.stdout
+    whole, split = (
+        json.loads(Path(name, "run_summary.json").read_text())["tomograms"]
+        for name in ("PS/whole", "PS/split")
+    )
+    assert len(whole) == 1
+    assert len({part["rank"] for part in split}) > 1
+    assert_same_results(Path("PS/whole"), Path("PS/split"))
+
+
+def test_direct_entries_and_after_frame_alignment(workdir: Path, launcher: Launcher) -> None:
+    """The manual's job, then one from the set it wrote with trajectories and other tomograms."""
+    trajectories = next(workdir.rglob("motion.star"))
+    first = [*DIRECT, *BOX, "--o", "PS/job001/", "--j", "1"]
+    done = run([*launcher.command(5), *first], launcher.environment)
+    assert done.returncode == 0, done.stdout
+    particles = read_tables(Path("PS/job001/particles.star")).tables["particles"]
+    assert set(particles.columns["rlnOriginXAngst"]) == {"0.000000"}
+    moved = workdir / "Tomograms/job008/tilt_series/TS_01.star"
+    moved.write_text(moved.read_text().replace("data_TS_01", "# refined\ndata_TS_01"))
+    again = ["--i", "PS/job001/optimisation_set.star", "--mot", str(trajectories), *BOX]
+    done = run(
+        [*launcher.command(8), *again, "--o", "PS/job002/", "--j", "1"], launcher.environment
+    )
+    assert done.returncode == 0, done.stdout
+    done = run_serial(*again, "--o", "PS/job003/", "--j", "2")
+    assert done.returncode == 0, done.stdout
+    assert_same_results(Path("PS/job002"), Path("PS/job003"))
+    entries = read_tables(Path("PS/job002/optimisation_set.star")).tables[""].first_row()
+    assert "rlnTomoTrajectoriesFile" in entries
+
+
+def test_sums_agree(workdir: Path, launcher: Launcher) -> None:
+    """The sums of three ranks are a serial run's to 1e-6 of their maximum."""
+    words = [*OPTIMISATION_SET, *BOX, "--sum", "--no_writing", "--j", "1", "--o"]
+    assert run_serial(*words, "PS/a").returncode == 0
+    done = run([*launcher.command(3), *words, "PS/b"], launcher.environment)
+    assert done.returncode == 0, done.stdout
+    for name in ("sum_data.mrc", "sum_weight.mrc", "sum_div.mrc"):
+        one, other = (mrcfile.read(Path(folder, name)) for folder in ("PS/a", "PS/b"))
+        assert np.abs(one - other).max() <= 1e-6 * np.abs(one).max()

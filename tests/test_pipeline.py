@@ -1,0 +1,207 @@
+"""RELION's job control files: its interface learns of a job's end, or asks for it (spec 3.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relion_pseudosubtomo import pipeline
+from relion_pseudosubtomo.cli import main
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.pipeline import (
+    ABORT_NOW,
+    ABORTED,
+    FAILURE,
+    SUCCESS,
+    PipelineControl,
+)
+
+EXIT_FILES = {SUCCESS, FAILURE, ABORTED}
+
+
+def exit_files(folder: Path) -> set[str]:
+    """Return the names of the exit files that are there."""
+    return {path.name for path in folder.glob("RELION_JOB_EXIT_*")}
+
+
+# The class
+
+
+def test_names() -> None:
+    """What RELION 5's interface looks for."""
+    assert (SUCCESS, FAILURE, ABORTED, ABORT_NOW) == (
+        "RELION_JOB_EXIT_SUCCESS",
+        "RELION_JOB_EXIT_FAILURE",
+        "RELION_JOB_EXIT_ABORTED",
+        "RELION_JOB_ABORT_NOW",
+    )
+
+
+def test_without_a_directory_nothing_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with an abort file in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ABORT_NOW).touch()
+    control = PipelineControl(None)
+    control.start()
+    assert not control.active
+    assert not control.abort_wanted()
+    control.finish(SUCCESS)
+    assert [path.name for path in tmp_path.iterdir()] == [ABORT_NOW]
+
+
+def test_old_exit_files_go_at_the_start(tmp_path: Path) -> None:
+    """Else the interface would take the last run's end for this one's; others stay."""
+    for name in (*EXIT_FILES, "note.txt", "run.out"):
+        (tmp_path / name).touch()
+    control = PipelineControl(str(tmp_path))
+    assert control.active
+    control.start()
+    assert {path.name for path in tmp_path.iterdir()} == {"note.txt", "run.out"}
+
+
+def test_a_missing_directory_is_made(tmp_path: Path) -> None:
+    """The start does not need it, the end makes it."""
+    control = PipelineControl(str(tmp_path / "Job/job007"))
+    control.start()
+    assert not control.abort_wanted()
+    control.finish(FAILURE)
+    assert exit_files(tmp_path / "Job/job007") == {FAILURE}
+
+
+def test_an_abort_file_is_seen_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked for once a second at most; once seen it counts, even if it goes again."""
+    now = [100.0]
+    monkeypatch.setattr(pipeline.time, "monotonic", lambda: now[0])
+    control = PipelineControl(str(tmp_path))
+    assert not control.abort_wanted()
+    (tmp_path / ABORT_NOW).touch()
+    now[0] += 0.5
+    assert not control.abort_wanted()
+    now[0] += 0.6
+    assert control.abort_wanted()
+    (tmp_path / ABORT_NOW).unlink()
+    now[0] += 10
+    assert control.abort_wanted()
+
+
+def test_an_abort_file_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads ask before every particle: the file system is asked once a second."""
+    looks = []
+    exists = Path.exists
+
+    def count(self: Path) -> bool:
+        looks.append(self)
+        return exists(self)
+
+    monkeypatch.setattr(Path, "exists", count)
+    monkeypatch.setattr(pipeline.time, "monotonic", lambda: 100.0)
+    control = PipelineControl(str(tmp_path))
+    for _ in range(1000):
+        control.abort_wanted()
+    assert len(looks) == 1
+
+
+# The program's end
+
+
+def run_with(
+    job: Callable[..., int], folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str
+) -> int:
+    """Run the program with another job in place of the extraction."""
+    import relion_pseudosubtomo.run
+
+    monkeypatch.setattr(relion_pseudosubtomo.run, "run_job", job)
+    line = ["--b", "64", "--o", str(folder), "--pipeline_control", str(folder), *words]
+    return main(line)
+
+
+def test_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Status 0: the one file, and old ones are gone before the job begins."""
+    (tmp_path / FAILURE).touch()
+
+    def job(*arguments: Any) -> int:
+        assert exit_files(tmp_path) == set()
+        return 0
+
+    assert run_with(job, tmp_path, monkeypatch) == 0
+    assert exit_files(tmp_path) == {SUCCESS}
+
+
+@pytest.mark.parametrize("status", [1, 75])
+def test_failure(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any other status: failure."""
+    assert run_with(lambda *arguments: status, tmp_path, monkeypatch) == status
+    assert exit_files(tmp_path) == {FAILURE}
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("no particle"), OSError("disk full"), KeyboardInterrupt()]
+)
+def test_errors_that_become_messages(
+    error: BaseException,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The message on standard error, no traceback, failure."""
+
+    def job(*arguments: Any) -> int:
+        raise error
+
+    assert run_with(job, tmp_path, monkeypatch) not in (0, 2)
+    assert exit_files(tmp_path) == {FAILURE}
+    shown = capsys.readouterr().err
+    assert (str(error) or "Interrupted") in shown
+    assert "Traceback" not in shown
+
+
+def test_debug_shows_the_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For those who look for the cause."""
+
+    def job(*arguments: Any) -> int:
+        raise InputError("no particle")
+
+    assert run_with(job, tmp_path, monkeypatch, "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_bugs_leave_a_failure_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody expected still ends the job in RELION's eyes."""
+
+    def job(*arguments: Any) -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_with(job, tmp_path, monkeypatch)
+    assert exit_files(tmp_path) == {FAILURE}
+
+
+def test_abort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The abort file appears while the job runs: it is told, and ends as aborted."""
+    monkeypatch.setattr(pipeline, "LOOK_INTERVAL", 0.0)
+
+    def job(options: Any, start: Any, *arguments: Any) -> int:
+        assert not start.control.abort_wanted()
+        (tmp_path / ABORT_NOW).touch()
+        assert start.control.abort_wanted()
+        return 1
+
+    assert run_with(job, tmp_path, monkeypatch) == 1
+    assert exit_files(tmp_path) == {ABORTED}
+
+
+@pytest.mark.parametrize("words", [["--stack_2d"], ["--bin", "two"]])
+def test_a_usage_error_ends_the_job_too(words: list[str], tmp_path: Path) -> None:
+    """RELION's interface passes what the user typed: a wrong option must not look as if it ran."""
+    line = ["--b", "64", "--o", str(tmp_path), "--pipeline_control", str(tmp_path), *words]
+    assert main(line) == 2
+    assert exit_files(tmp_path) == {FAILURE}

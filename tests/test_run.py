@@ -1,0 +1,613 @@
+"""Whole runs of the program on small copies of reference cases (spec 3, 4)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import pytest
+from oracle.read_case import read_case
+from oracle.run_case import run_case
+from project_copy import REFERENCE, ProjectCopy
+from reference_comparison import read_star_text
+
+from relion_pseudosubtomo import pipeline
+from relion_pseudosubtomo.cli import main
+from relion_pseudosubtomo.core import kernels
+from relion_pseudosubtomo.core.kernels import numpy_twin
+from relion_pseudosubtomo.errors import InputError, OutputError
+from relion_pseudosubtomo.io import mrc
+from relion_pseudosubtomo.model import FrameImage
+from relion_pseudosubtomo.parallel import launch
+from relion_pseudosubtomo.plan import DROP_REASONS, FAILED_TOMOGRAM, OUTSIDE, UNKNOWN_TOMOGRAM
+
+INPUT = ["--p", "particles.star", "--t", "tomograms.star"]
+BOX_2D = ["--b", "64", "--crop", "32", "--bin", "2", "--stack2d"]
+BOX_3D = ["--b", "32", "--crop", "24", "--bin", "2"]
+FLOAT16_MAX = 65504
+FILES_THAT_MERGE = {"particles.star", "optimisation_set.star", "dropped.star", "note.txt"}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectCopy:
+    """Return a copy of a plain case's input; start in it."""
+    return start_in(tmp_path, "basic_2d", monkeypatch)
+
+
+def start_in(folder: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> ProjectCopy:
+    """Copy a case's input, start in the copy, let the machine seem to have four cores."""
+    project = ProjectCopy(folder, case)
+    monkeypatch.chdir(project.path)
+    monkeypatch.setattr(launch, "usable_cores", lambda: {0, 1, 2, 3})
+    return project
+
+
+def run(*words: str, output: str = "out/", threads: int = 1) -> int:
+    """Run the program in the current project; return its exit status."""
+    return main([*INPUT, *words, "--o", output, "--j", str(threads)])
+
+
+def written(folder: Path, *suffixes: str) -> dict[str, bytes]:
+    """Return the content of all images and STAR files by path below a folder."""
+    suffixes = suffixes or (".mrc", ".mrcs", ".star")
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in suffixes
+    }
+
+
+def read_images(folder: Path) -> dict[str, np.ndarray]:
+    """Return all images by path below a folder."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in (".mrc", ".mrcs")]
+    return {path.relative_to(folder).as_posix(): mrcfile.read(path) for path in paths}
+
+
+def read_particles(folder: Path) -> dict[str, list[str]]:
+    """Return the particle table of particles.star."""
+    table = read_star_text(folder / "particles.star")["particles"]
+    return {label: list(table[label]) for label in table}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return run_summary.json."""
+    summary: dict[str, Any] = json.loads((folder / "run_summary.json").read_text())
+    return summary
+
+
+def add_particles(project: ProjectCopy, n: int) -> None:
+    """Repeat each particle n times, some Angstrom further each time."""
+    path = project.path / "particles.star"
+    lines = path.read_text().splitlines()
+    rows = [line for line in lines if line.startswith("TS_")]
+    head = lines[: lines.index(rows[0])]
+    for row in rows:
+        name, *words = row.split("\t")
+        for i in range(n):
+            moved = [f"{float(word) + 2.3 * i:.6f}" for word in words[:3]]
+            head.append("\t".join([name, *moved, *words[3:]]))
+    path.write_text("\n".join(head) + "\n")
+
+
+def change_frames(
+    project: ProjectCopy, change: Callable[[str, np.ndarray], np.ndarray], folder: str = "plain"
+) -> None:
+    """Give the project tilt images of its own, changed by a function of name and image."""
+    frames = project.path.parent / "frames"
+    frames.unlink()
+    (frames / folder).mkdir(parents=True)
+    for path in (REFERENCE / "frames" / folder).iterdir():
+        with mrcfile.open(path, permissive=True) as source:
+            image, voxel = source.data.copy(), source.voxel_size.x
+        with mrcfile.new(frames / folder / path.name) as target:
+            target.set_data(change(path.stem, image))
+            target.voxel_size = voxel
+
+
+# The same bytes
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("basic_2d", BOX_2D),
+        ("cone", [*BOX_3D, "--cone_weight", "--ctf", "--multi", "--div", "--nrm"]),
+        ("basic_3d", [*BOX_3D, "--float16"]),
+        ("trajectories_2d_drop", [*BOX_2D, "--mot", "motion.star", "--min_frames", "6"]),
+        ("real_subtomo", ["--b", "48", "--crop", "24", "--bin", "2", "--real_subtomo"]),
+    ],
+    ids=["2D", "3D with all volumes", "float16", "trajectories", "true subtomograms"],
+)
+def test_threads_change_no_byte(
+    case: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One, two and three threads, and one again: the same files with the same content."""
+    project = start_in(tmp_path, case, monkeypatch)
+    if case != "trajectories_2d_drop":
+        add_particles(project, 3)
+    results = []
+    for threads in (1, 2, 3, 1):
+        assert run(*words, threads=threads) == 0
+        results.append(written(project.path / "out"))
+        shutil.rmtree(project.path / "out")
+    assert {"particles.star", "dropped.star", "optimisation_set.star"} <= set(results[0])
+    assert len(results[0]) > 4
+    for other in results[1:]:
+        assert other == results[0]
+
+
+def test_chunks_change_no_byte(project: ProjectCopy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Completion records after every second particle instead of behind all."""
+    from relion_pseudosubtomo import task_work
+
+    add_particles(project, 3)
+    assert run(*BOX_2D) == 0
+    whole = written(project.path / "out")
+    shutil.rmtree(project.path / "out")
+    monkeypatch.setattr(task_work, "CHUNK_PER_THREAD", 2)
+    assert run(*BOX_2D) == 0
+    assert written(project.path / "out") == whole
+
+
+def test_nothing_temporary_is_left(project: ProjectCopy) -> None:
+    """No temporary name anywhere in the project, and the input as it was."""
+    before = written(project.path)
+    assert run(*BOX_2D, threads=2) == 0
+    names = [path.name for path in project.path.rglob("*")]
+    assert not [name for name in names if "tmp" in name]
+    assert {k: v for k, v in written(project.path).items() if not k.startswith("out/")} == before
+
+
+def test_star_files_come_after_the_images(project: ProjectCopy) -> None:
+    """Who waits for particles.star finds every image it names."""
+    assert run(*BOX_2D) == 0
+    images = [path.stat().st_mtime_ns for path in (project.path / "out").rglob("*.mrcs")]
+    for name in ("particles.star", "optimisation_set.star"):
+        assert (project.path / "out" / name).stat().st_mtime_ns >= max(images)
+    for name in read_particles(project.path / "out")["rlnImageName"]:
+        assert (project.path / name).is_file()
+
+
+def test_twins_give_the_same_images(
+    project: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without compiled kernels: slower, with a warning, the same numbers to 1e-5."""
+    words = [*BOX_3D, "--only_tomogram", "TS_01", "--cone_weight"]
+    assert run(*words) == 0
+    assert "compiled kernels are missing" not in capsys.readouterr().err
+    monkeypatch.setattr(kernels, "IS_COMPILED", False)
+    for name in ("copy_rows", "transpose_rows", "weight_slice", "mask_rows", "insert_slice"):
+        monkeypatch.setattr(kernels, name, getattr(numpy_twin, name))
+    for name in ("unpack_volume", "weight_cone"):
+        monkeypatch.setattr(kernels, name, getattr(numpy_twin, name))
+    assert run(*words, output="twin/") == 0
+    assert "compiled kernels are missing" in capsys.readouterr().err
+    expected, found = read_images(project.path / "out"), read_images(project.path / "twin")
+    assert sorted(found) == sorted(expected)
+    assert expected
+    for name, image in expected.items():
+        np.testing.assert_allclose(found[name], image, rtol=0, atol=1e-5 * np.abs(image).max())
+
+
+@pytest.mark.parametrize(("box", "binning"), [(50, 1.5), (50, 2.3), (34, 2.5)])
+@pytest.mark.parametrize("stack2d", [True, False])
+def test_odd_windows_agree_with_the_oracle(
+    box: int,
+    binning: float,
+    stack2d: bool,
+    project: ProjectCopy,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """75, 115 and 85 unbinned pixels: what RELION itself does not get right."""
+    words = ["--b", str(box), "--crop", "30", "--bin", str(binning)]
+    words += ["--stack2d"] if stack2d else []
+    assert run(*words) == 0
+    assert (
+        f"window of {int(box * binning)} unbinned pixels, an odd number" in capsys.readouterr().err
+    )
+    (project.path / "case.json").write_text(json.dumps({"options": words}))
+    expected = run_case(read_case(project.path))
+    found = read_images(project.path / "out")
+    assert found
+    for name, image in found.items():
+        reference = expected[name]
+        parts = 2 if name.endswith("_weights.mrc") else 1
+        for a, b in zip(np.split(image, parts), np.split(reference, parts), strict=True):
+            assert np.abs(a - b).max() < 3e-5 * b.std()
+
+
+# Which particles
+
+
+def test_every_particle_is_kept_or_dropped(
+    project: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """dropped.star has one row and one reason for each that particles.star lacks."""
+    path = project.path / "particles.star"
+    rows = path.read_text().rstrip().splitlines()
+    far, unknown = rows[-1].split("\t"), rows[-1].split("\t")
+    far[1], unknown[0] = "90000", "TS_99"
+    path.write_text("\n".join([*rows, "\t".join(far), "\t".join(unknown)]) + "\n")
+    assert run(*BOX_2D, "--min_frames", "7") == 0
+    kept = read_particles(project.path / "out")["rlnTomoParticleName"]
+    dropped = read_star_text(project.path / "out" / "dropped.star")["particles"]
+    names, reasons = list(dropped["rlnTomoParticleName"]), list(dropped.iloc[:, -1])
+    expected = ["TS_01/1", "TS_01/2", *(f"TS_03/{i}" for i in (1, 2, 3, 4)), "TS_99/1"]
+    assert sorted(kept + names) == expected
+    assert dict(zip(names, reasons, strict=True))["TS_03/4"] == OUTSIDE
+    assert dict(zip(names, reasons, strict=True))["TS_99/1"] == UNKNOWN_TOMOGRAM
+    assert set(reasons) <= set(DROP_REASONS)
+    shown = capsys.readouterr().err
+    for reason, n in Counter(reasons).items():
+        assert f"Dropped {n}: {reason}" in shown
+    assert read_summary(project.path / "out")["dropped"] == dict(Counter(reasons))
+
+
+def test_nothing_left_to_extract(project: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error that says so, and no file."""
+    assert run(*BOX_2D, "--min_frames", "99") == 1
+    assert "No particle is left" in capsys.readouterr().err
+    assert not (project.path / "out").exists()
+
+
+def test_one_tomogram_alone(project: ProjectCopy) -> None:
+    """--only_tomogram: its particles, the same bytes as in a whole run."""
+    assert run(*BOX_2D) == 0
+    whole = written(project.path / "out", ".mrcs")
+    assert run(*BOX_2D, "--only_tomogram", "TS_03", output="one/") == 0
+    one = written(project.path / "one", ".mrcs")
+    assert one == {name: data for name, data in whole.items() if "TS_03" in name}
+    assert set(read_particles(project.path / "one")["rlnTomoName"]) == {"TS_03"}
+
+
+def test_bad_input_writes_nothing(project: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit status 1, the findings on standard error, no directory."""
+    project.rename_label("tomograms.star", "rlnVoltage")
+    assert run(*BOX_2D) == 1
+    output = capsys.readouterr()
+    assert "rlnVoltage" in output.err
+    assert "rlnVoltage" not in output.out
+    assert not (project.path / "out").exists()
+
+
+# Failures
+
+
+def fail_one_tomogram(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None:
+    """Let the images of a tomogram fail to load, after the checks."""
+    real = mrc.map_series
+
+    def map_series(frames: tuple[FrameImage, ...]) -> list[Any]:
+        if any(name in frame.path for frame in frames):
+            raise error
+        return real(frames)
+
+    monkeypatch.setattr(mrc, "map_series", map_series)
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("TS_01_003.mrc is truncated"), OSError("TS_01_003.mrc: stale file handle")]
+)
+def test_a_tomogram_fails_alone(
+    error: Exception,
+    project: ProjectCopy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The other's images are whole; no merged file that lacks particles; exit status 1."""
+    assert run(*BOX_2D, output="good/") == 0
+    good = written(project.path / "good", ".mrcs")
+    capsys.readouterr()
+    fail_one_tomogram(monkeypatch, "TS_01", error)
+    assert run(*BOX_2D) == 1
+    assert not FILES_THAT_MERGE & {path.name for path in (project.path / "out").iterdir()}
+    found = written(project.path / "out", ".mrcs")
+    assert found == {name: data for name, data in good.items() if "TS_03" in name}
+    output = capsys.readouterr()
+    assert "Tomogram TS_01 failed" in output.err
+    assert str(error) in output.err
+    assert "Traceback" not in output.err + output.out
+    assert list(read_summary(project.path / "out")["failures"]) == ["TS_01"]
+
+
+def test_an_image_that_is_truncated_after_the_checks(
+    project: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found when it is mapped: an error with its name, not a crash."""
+    change_frames(project, lambda name, image: image)
+    victim = project.path.parent / "frames" / "plain" / "TS_01_003.mrc"
+    real = mrc.map_series
+
+    def map_series(frames: tuple[FrameImage, ...]) -> list[Any]:
+        victim.write_bytes(victim.read_bytes()[:5000])
+        return real(frames)
+
+    monkeypatch.setattr(mrc, "map_series", map_series)
+    assert run(*BOX_2D) == 1
+    shown = capsys.readouterr().err
+    assert "TS_01_003.mrc is truncated" in shown
+    assert not (project.path / "out" / "particles.star").exists()
+    assert [name for name in written(project.path / "out", ".mrcs") if "TS_03" in name]
+
+
+def test_failures_that_are_allowed(
+    project: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--allow_failures merges the rest, says what is missing and lists it in dropped.star."""
+    fail_one_tomogram(monkeypatch, "TS_01", InputError("unreadable"))
+    assert run(*BOX_2D, "--allow_failures") == 0
+    assert set(read_particles(project.path / "out")["rlnTomoName"]) == {"TS_03"}
+    dropped = read_star_text(project.path / "out" / "dropped.star")["particles"]
+    failed = dropped[dropped.iloc[:, -1] == FAILED_TOMOGRAM]
+    assert list(failed["rlnTomoParticleName"]) == ["TS_01/1", "TS_01/2"]
+    assert "without failed tomograms: TS_01" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_failure_within_a_particle_does_not_spoil_the_next_one(
+    threads: int, project: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was inserted of it before the failure must not be found in another particle."""
+    assert run(*BOX_3D, output="good/") == 0
+    good = written(project.path / "good", ".mrc")
+    real, calls = kernels.insert_slice, []
+
+    def insert_slice(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            raise OSError("a page of the image could not be read")
+        real(*arguments)
+
+    monkeypatch.setattr(kernels, "insert_slice", insert_slice)
+    assert run(*BOX_3D, threads=threads) == 1
+    (failed,) = read_summary(project.path / "out")["failures"]
+    found = written(project.path / "out", ".mrc")
+    assert {name for name in good if failed not in name} <= set(found)
+    for name, data in found.items():
+        assert data == good[name], name
+
+
+def test_output_that_cannot_be_written(
+    project: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk: an error with the file's name; no table, and no half file."""
+    real = mrc.write_mrc
+
+    def write_mrc(path: Path, *arguments: Any, **more: Any) -> tuple[int, int]:
+        if "TS_03/2" in str(path):
+            raise OutputError(f"{path} could not be written: No space left on device")
+        return real(path, *arguments, **more)
+
+    monkeypatch.setattr(mrc, "write_mrc", write_mrc)
+    assert run(*BOX_2D) == 1
+    shown = capsys.readouterr().err
+    assert "TS_03/2_stack2d.mrcs could not be written: No space left on device" in shown
+    files = {path.name for path in (project.path / "out").rglob("*")}
+    assert not FILES_THAT_MERGE & files
+    assert not [name for name in files if "tmp" in name]
+    assert "TS_01" in files
+
+
+# --no_writing, --sum, --dry_run
+
+
+def test_no_writing(project: ProjectCopy) -> None:
+    """Everything is computed, no image and no STAR file written."""
+    before = written(project.path)
+    assert run(*BOX_3D, "--no_writing") == 0
+    assert written(project.path) == before
+    assert read_summary(project.path / "out")["n_kept"] == 5
+
+
+def test_dry_run(project: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan on standard output, nothing on disk."""
+    assert run(*BOX_2D, "--dry_run") == 0
+    output = capsys.readouterr().out
+    assert "TS_01: 2 particles" in output
+    assert "nothing was written" in output
+    assert not (project.path / "out").exists()
+
+
+@pytest.mark.parametrize("no_writing", [True, False])
+def test_sums(no_writing: bool, project: ProjectCopy) -> None:
+    """The same for any number of threads to 1e-6; the sum of what the particles' files hold."""
+    add_particles(project, 3)
+    assert run(*BOX_3D, output="single/") == 0
+    data = sum(
+        image.astype(np.float64)
+        for name, image in read_images(project.path / "single").items()
+        if name.endswith("_data.mrc")
+    )
+    words = [*BOX_3D, "--sum", *(["--no_writing"] if no_writing else [])]
+    results = []
+    for threads in (1, 2, 3):
+        assert run(*words, output=f"out{threads}/", threads=threads) == 0
+        results.append(read_images(project.path / f"out{threads}"))
+    names = {"sum_data.mrc", "sum_weight.mrc", "sum_div.mrc"}
+    if no_writing:
+        assert set(results[0]) == names
+    for result in results:
+        for name in names:
+            reference = results[0][name]
+            difference = np.abs(result[name] - reference).max()
+            assert difference <= 1e-6 * np.abs(reference).max()
+    np.testing.assert_allclose(
+        results[0]["sum_data.mrc"], data, rtol=0, atol=1e-6 * np.abs(data).max()
+    )
+
+
+# Warnings about pixels and values
+
+
+def test_float16_clips_and_counts(project: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
+    """Values beyond +-65504 become +-65504, not infinite; the warning has their number."""
+    change_frames(project, lambda name, image: (image * 4e5).astype(np.float32))
+    assert run(*BOX_2D, output="full/") == 0
+    full = read_images(project.path / "full")
+    capsys.readouterr()
+    assert run(*BOX_2D, "--float16") == 0
+    expected = {
+        tomogram: sum(
+            int(np.count_nonzero(np.abs(image) > FLOAT16_MAX))
+            for name, image in full.items()
+            if tomogram in name
+        )
+        for tomogram in ("TS_01", "TS_03")
+    }
+    assert all(expected.values())
+    shown = capsys.readouterr().err
+    for tomogram, n in expected.items():
+        assert f"{tomogram}: {n} values beyond float16's range were clipped" in shown
+    assert read_summary(project.path / "out")["n_clipped"] == sum(expected.values())
+    for name, image in read_images(project.path / "out").items():
+        assert image.dtype == np.float16
+        assert np.isfinite(image).all()
+        clipped = np.abs(full[name]) > FLOAT16_MAX
+        np.testing.assert_array_equal(np.abs(image[clipped]), np.float16(FLOAT16_MAX))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_pixels_that_are_not_finite_are_counted(
+    threads: int, project: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image of NaN: each pixel of each particle's window in it."""
+
+    def spoil(name: str, image: np.ndarray) -> np.ndarray:
+        return np.full_like(image, np.nan) if name == "TS_03_002" else image
+
+    change_frames(project, spoil)
+    assert run(*BOX_2D, threads=threads) == 0
+    table = read_particles(project.path / "out")
+    visible = [
+        flags.strip("[]").split(",")[2] == "1"
+        for name, flags in zip(table["rlnTomoName"], table["rlnTomoVisibleFrames"], strict=True)
+        if name == "TS_03"
+    ]
+    n = sum(visible) * 128 * 128
+    assert n > 0
+    shown = capsys.readouterr().err
+    assert f"TS_03: {n} pixels read were NaN or infinite" in shown
+    assert "TS_01" not in shown
+    assert read_summary(project.path / "out")["n_not_finite"] == n
+
+
+# The log, note.txt, RELION's pipeline
+
+
+def test_log(project: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
+    """Messages on standard output, warnings on standard error, neither on both."""
+    assert run(*BOX_2D, "--min_frames", "7", threads=9) == 0
+    output = capsys.readouterr()
+    for part in ("TS_01", "particles in", "Wrote out/particles.star"):
+        assert part in output.out
+    assert "WARNING" not in output.out
+    assert all(line.startswith("WARNING: ") for line in output.err.splitlines())
+    assert "--j asks for 9 threads" in output.err
+    assert "4 cores" in output.err
+
+
+@pytest.mark.parametrize(
+    ("level", "has_output", "has_warnings"), [("warning", False, True), ("error", False, False)]
+)
+def test_log_level(
+    level: str,
+    has_output: bool,
+    has_warnings: bool,
+    project: ProjectCopy,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Less is shown; the result is the same."""
+    assert run(*BOX_2D, "--log_level", level, threads=9) == 0
+    output = capsys.readouterr()
+    assert bool(output.out) == has_output
+    assert bool(output.err) == has_warnings
+    assert (project.path / "out" / "particles.star").exists()
+
+
+def test_note(project: ProjectCopy) -> None:
+    """The command line and the resolved options, outside RELION's pipeline."""
+    assert run(*BOX_2D) == 0
+    note = (project.path / "out" / "note.txt").read_text()
+    assert note.splitlines()[0].startswith("relion_pseudosubtomo --p particles.star")
+    assert "--stack2d" in note.splitlines()[0]
+    assert "crop = 32" in note
+
+
+def test_pipeline_of_relion(project: ProjectCopy) -> None:
+    """--pipeline_control: the exit file; RELION's own note.txt and files stay as they are."""
+    job = project.path / "out"
+    job.mkdir()
+    relion_files = {"note.txt": "RELION's note\n", "job.star": "data_job\n", "run.out": ""}
+    for name, text in relion_files.items():
+        (job / name).write_text(text)
+    (job / pipeline.FAILURE).touch()
+    assert run(*BOX_2D, "--pipeline_control", "out/") == 0
+    assert (job / pipeline.SUCCESS).exists()
+    assert not (job / pipeline.FAILURE).exists()
+    assert (job / "particles.star").exists()
+    for name, text in relion_files.items():
+        assert (job / name).read_text() == text
+
+
+def test_pipeline_without_a_note(project: ProjectCopy) -> None:
+    """RELION writes its own: none is made."""
+    assert run(*BOX_2D, "--pipeline_control", "out/") == 0
+    assert not (project.path / "out" / "note.txt").exists()
+
+
+def test_pipeline_of_a_failed_job(project: ProjectCopy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failure file, no success file."""
+    fail_one_tomogram(monkeypatch, "TS_01", InputError("unreadable"))
+    assert run(*BOX_2D, "--pipeline_control", "out/") == 1
+    assert (project.path / "out" / pipeline.FAILURE).exists()
+    assert not (project.path / "out" / pipeline.SUCCESS).exists()
+
+
+def test_abort_keeps_what_is_finished(
+    project: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The abort file appears after some particles: exit status 1, no table, whole images only."""
+    add_particles(project, 20)
+    assert run(*BOX_2D, output="good/") == 0
+    good = written(project.path / "good", ".mrcs")
+    monkeypatch.setattr(pipeline, "LOOK_INTERVAL", 0.0)
+    job, real = project.path / "out", mrc.write_mrc
+    looked = []
+    wanted = pipeline.PipelineControl.abort_wanted
+
+    def abort_wanted(self: pipeline.PipelineControl) -> bool:
+        looked.append(1)
+        return wanted(self)
+
+    def write_mrc(path: Path, *arguments: Any, **more: Any) -> tuple[int, int]:
+        result = real(path, *arguments, **more)
+        if len(list(job.rglob("*.mrcs"))) == 3:
+            (job / pipeline.ABORT_NOW).touch()
+            before = len(looked)
+            while len(looked) < before + 2:  # until rank 0 has looked
+                threading_wait()
+        return result
+
+    monkeypatch.setattr(pipeline.PipelineControl, "abort_wanted", abort_wanted)
+    monkeypatch.setattr(mrc, "write_mrc", write_mrc)
+    assert run(*BOX_2D, "--pipeline_control", "out/") == 1
+    assert (job / pipeline.ABORTED).exists()
+    assert not {pipeline.SUCCESS, pipeline.FAILURE} & {path.name for path in job.iterdir()}
+    assert not (job / "particles.star").exists()
+    found = written(job, ".mrcs")
+    assert 3 <= len(found) < len(good)
+    assert found == {name: good[name] for name in found}
+    assert "Aborted by RELION's interface" in capsys.readouterr().err
+
+
+def threading_wait() -> None:
+    """Let the other threads go on."""
+    import time
+
+    time.sleep(0.002)

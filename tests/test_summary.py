@@ -1,0 +1,175 @@
+"""What the log says of dropped particles, and the figures of a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from small_models import make_options, make_particle_set, make_tomogram, make_tomogram_set
+
+from relion_pseudosubtomo.model import ParticleSet, TaskResult
+from relion_pseudosubtomo.plan import Plan, make_plan
+from relion_pseudosubtomo.summary import (
+    count_dropped,
+    drop_lines,
+    plan_lines,
+    start_summary,
+)
+
+#: The default tomogram.
+SIZE = np.array([200.0, 180.0, 60.0])
+CENTRE = (100.0, 90.0, 30.0)
+OUT_OF_ALL = (100.0, 5.0, 30.0)
+
+
+def plan_of(particle_set: ParticleSet, **changes: object) -> Plan:
+    """Return the plan of particles in the default tomogram."""
+    return make_plan(make_options(**changes), make_tomogram_set(), particle_set, None)
+
+
+def true_positions(n: int = 200) -> np.ndarray:
+    """Return positions all over the tomogram, from its corner."""
+    return np.random.default_rng(1).uniform(0.1, 0.9, (n, 3)) * SIZE
+
+
+# Dropped particles
+
+
+def test_nothing_dropped_nothing_said() -> None:
+    """No line at all."""
+    assert drop_lines(plan_of(make_particle_set([CENTRE] * 5)), 5) == []
+
+
+def test_one_line_a_reason() -> None:
+    """With the count; below a fifth of the particles no diagnosis."""
+    particle_set = make_particle_set(
+        [CENTRE] * 10 + [OUT_OF_ALL, (10.0, 90, 30)] + [CENTRE] * 3, [0] * 12 + [-1] * 3
+    )
+    assert drop_lines(plan_of(particle_set, min_frames=3), 15) == [
+        "Dropped 3: tomogram not in the tomogram set",
+        "Dropped 1: outside the image in all frames",
+        "Dropped 1: too few visible frames",
+    ]
+
+
+@pytest.mark.parametrize(("n_dropped", "has_diagnosis"), [(2, False), (3, True)])
+def test_diagnosis_above_a_fifth(n_dropped: int, has_diagnosis: bool) -> None:
+    """Exactly a fifth is not above; particles of unknown tomograms do not count."""
+    positions = [CENTRE] * (10 - n_dropped) + [OUT_OF_ALL] * n_dropped + [CENTRE] * 20
+    particle_set = make_particle_set(positions, [0] * 10 + [-1] * 20)
+    lines = drop_lines(plan_of(particle_set), 30)
+    assert len(lines) == 2 + has_diagnosis
+    if has_diagnosis:
+        assert lines[-1].startswith("30% of the particles were dropped.")
+        assert "(100, 90) in tilt images of 200 x 180 pixels" in lines[-1]
+
+
+def diagnosis(positions: np.ndarray, **changes: object) -> str:
+    """Return the diagnosis of a plan that drops many particles."""
+    lines = drop_lines(plan_of(make_particle_set(positions), **changes), len(positions))
+    assert "of the particles were dropped" in lines[-1]
+    return lines[-1]
+
+
+def test_coordinates_from_the_corner_read_as_centred() -> None:
+    """They lie around the tomogram's far corner."""
+    assert "look not centred" in diagnosis(true_positions() + SIZE / 2)
+
+
+@pytest.mark.parametrize("binning", [4, 8])
+def test_binned_coordinates(binning: int) -> None:
+    """They fill one corner."""
+    assert "look binned" in diagnosis(true_positions() / binning)
+
+
+@pytest.mark.parametrize("factor", [1.8, 4.0])
+def test_scaled_coordinates(factor: float) -> None:
+    """Centred ones times a wrong factor spread over more than the tomogram."""
+    positions = SIZE / 2 + factor * (true_positions() - SIZE / 2)
+    assert "look scaled" in diagnosis(positions)
+
+
+def test_good_coordinates_with_a_large_box() -> None:
+    """All over the tomogram: the coordinates are not to blame."""
+    text = diagnosis(true_positions(), box=64, crop=64)
+    assert "neither binned nor off centre" in text
+    assert "--crop" in text
+
+
+def test_missing_tomogram_sizes() -> None:
+    """Nothing can be said of shares of a size that is not known."""
+    tomogram = make_tomogram(size_xyz=np.full(3, -999.0))
+    particle_set = make_particle_set([OUT_OF_ALL] * 4)
+    plan = make_plan(make_options(), make_tomogram_set(tomogram), particle_set, None)
+    assert "cannot be judged" in drop_lines(plan, 4)[-1]
+
+
+def test_no_known_tomogram_no_diagnosis() -> None:
+    """With nothing placed there is nothing to divide by."""
+    plan = plan_of(make_particle_set([CENTRE] * 2, [-1, -1]))
+    assert drop_lines(plan, 2) == ["Dropped 2: tomogram not in the tomogram set"]
+
+
+# Figures of a run
+
+
+def test_summary_adds_up() -> None:
+    """Counts, times and failures, in the log's lines and as JSON."""
+    particle_set = make_particle_set([CENTRE] * 6 + [OUT_OF_ALL] * 2)
+    plan = plan_of(particle_set)
+    assert count_dropped(plan) == {"outside the image in all frames": 2}
+    summary = start_summary(plan, particle_set, ranks=2, threads=4)
+    for rank, first in ((0, 0), (1, 4)):
+        result = TaskResult(
+            number=0,
+            first=first,
+            n_particles=3,
+            bytes_written=1_500_000,
+            seconds_loading=0.5,
+            n_clipped=7,
+            n_not_finite=11,
+        )
+        summary.add("TS_01", rank, result)
+    summary.peak_memory.update({0: 1_000_000_000, 1: 2_000_000_000})
+    summary.failures["TS_02"] = "no such file"
+    summary.close(seconds=5.0, extracting_seconds=4.0, busy={0: 4.0, 1: 2.0})
+    assert (summary.n_clipped, summary.n_not_finite) == (14, 22)
+    assert summary.particles_per_second == 1.5
+    assert summary.efficiency == 0.75
+    text = "\n".join(summary.lines())
+    for part in (
+        "8 particles in, 6 kept, 2 dropped, in 1 tomograms",
+        "3.0 MB",
+        "1.5 particles/s",
+        "2 ranks x 4 threads",
+        "efficiency 75%",
+        "2.00 GB",
+        "Dropped 2: outside the image in all frames",
+        "TS_02: no such file",
+    ):
+        assert part in text
+    again = json.loads(json.dumps(asdict(summary)))
+    assert [item["first"] for item in again["tomograms"]] == [0, 4]
+    assert again["dropped"] == {"outside the image in all frames": 2}
+
+
+def test_a_summary_of_nothing_done() -> None:
+    """No division by zero."""
+    particle_set = make_particle_set([CENTRE])
+    summary = start_summary(plan_of(particle_set), particle_set, ranks=1, threads=1)
+    summary.close(seconds=0.0, extracting_seconds=0.0, busy={})
+    assert "0.0 particles/s" in "\n".join(summary.lines())
+
+
+def test_plan_lines() -> None:
+    """The dry run: each tomogram's particles and bytes, and the sums."""
+    tomogram_set = make_tomogram_set(make_tomogram(), make_tomogram("TS_02"))
+    particle_set = make_particle_set([CENTRE] * 5 + [OUT_OF_ALL], [0, 1, 1, 1, 0, 1])
+    plan = make_plan(make_options(), tomogram_set, particle_set, None)
+    lines = plan_lines(plan, ["TS_01", "TS_02"], [2_000_000, 3_000_000], [10.0, 30.0], ranks=4)
+    assert "TS_01: 2 particles, 2.0 MB" in lines[0]
+    assert "TS_02: 3 particles, 3.0 MB" in lines[1]
+    assert "5 particles kept, 1 dropped, 2 tomograms, 5000000 bytes" in lines[2]
+    assert "40 thread seconds, 10 a rank on 4 ranks" in lines[3]
