@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import functools
 import logging
 import os
 import sys
@@ -21,6 +23,7 @@ from relion_pseudosubtomo.options import JobOptions  # noqa: E402
 if TYPE_CHECKING:
     from relion_pseudosubtomo.parallel.world import Pool
     from relion_pseudosubtomo.run import Start
+    from relion_pseudosubtomo.worker import SharedJob
 
 logger = logging.getLogger("relion_pseudosubtomo")
 
@@ -148,7 +151,7 @@ class Parser(argparse.ArgumentParser):
         lines = []
         for word in words:
             near = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.5)
-            lines.append(f"unknown option {word}" + (f", did you mean {near[0]}?" if near else ""))
+            lines.append(f"unknown option {word}" + (f" (did you mean {near[0]}?)" if near else ""))
         raise UsageError("; ".join(lines))
 
 
@@ -222,9 +225,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options, ["relion_pseudosubtomo", *words])
     except UsageError as error:
         logger.error("%s. relion_pseudosubtomo --help lists the options.", error)
+        _tell_pipeline(words)
         return EXIT_USAGE
     except SystemExit as leave:  # --help and --version
         return int(leave.code or 0)
+
+
+def _tell_pipeline(words: list[str]) -> None:
+    """Leave RELION's failure file, where a command line that is wrong names the job directory."""
+    from relion_pseudosubtomo.pipeline import FAILURE, PipelineControl
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--pipeline_control")
+    with contextlib.suppress(argparse.ArgumentError):
+        control = PipelineControl(parser.parse_known_args(words)[0].pipeline_control)
+        control.start()
+        control.finish(FAILURE)
 
 
 def _run(options: JobOptions, command: list[str]) -> int:
@@ -239,18 +255,27 @@ def _run(options: JobOptions, command: list[str]) -> int:
 
     world = open_world(os.environ)
     configure_logging(options.log_level if world.rank == 0 else "error")
-    threads, warning = resolve_threads(
-        options.threads, os.environ, len(usable_cores()), world.n_sharing
-    )
-    if warning:
-        logger.warning("%s", warning)
+
+    @functools.cache
+    def count_threads(n_sharing: int) -> int:
+        threads, warning = resolve_threads(
+            options.threads, os.environ, len(usable_cores()), n_sharing
+        )
+        if warning:
+            logger.warning("%s", warning)
+        return threads
+
     with StopSignals() as signals:
 
         def main_rank(pool: Pool) -> int:
             control = PipelineControl(options.pipeline_control)
+            threads = count_threads(pool.n_sharing)
             return _run_here(options, Start(command, control, signals.wanted, threads), pool)
 
-        return world.lead(main_rank, lambda shared: TaskWork(shared, threads), signals.wanted)
+        def make_work(shared: SharedJob, n_sharing: int) -> TaskWork:
+            return TaskWork(shared, count_threads(n_sharing))
+
+        return world.lead(main_rank, make_work, signals.wanted)
 
 
 def _run_here(options: JobOptions, start: Start, pool: Pool) -> int:

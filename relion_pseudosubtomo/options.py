@@ -70,7 +70,7 @@ class JobOptions:
     @property
     def offsets_applied(self) -> bool:
         """Whether refined offsets move the particle (spec 2.1)."""
-        return self.apply_orientations or not self.dont_apply_offsets
+        return self.apply_orientations or self.real_subtomo or not self.dont_apply_offsets
 
     @property
     def is_3d(self) -> bool:
@@ -162,9 +162,9 @@ def _check_combinations(options: JobOptions, findings: Findings) -> None:
 
 
 def _check_window(options: JobOptions, findings: Findings) -> None:
-    exact = options.binning * options.box
-    if options.real_subtomo or abs(options.window - exact) < 1e-6:
+    if options.real_subtomo:
         return
+    exact = options.binning * options.box
     if options.window % 2:
         findings.warning(
             "odd-window",
@@ -172,6 +172,8 @@ def _check_window(options: JobOptions, findings: Findings) -> None:
             "unbinned pixels, an odd number: RELION's own images are displaced and distorted "
             "there, these are not, so the two differ",
         )
+        return
+    if abs(options.window - exact) < 1e-6:
         return
     good = [str(box) for box in nearest_whole_boxes(options.box, options.binning)]
     findings.warning(

@@ -96,7 +96,8 @@ class OutputDirectory:
             self._remove_results()
         self.remove_temporary_files()
         for name in TOP_FILES:  # stale until everything is done again
-            (self._path / name).unlink(missing_ok=True)
+            if name != "note.txt" or self._options.pipeline_control is None:  # else RELION's own
+                (self._path / name).unlink(missing_ok=True)
         if writes_records(self._options):
             self.records.write_job(describe_options(self._options))
         by_name = {tomogram_set.tomograms[task.tomogram].name: task for task in tasks}

@@ -36,7 +36,7 @@ class PipelineControl:
     def start(self) -> None:
         """Remove what an earlier run of this job left."""
         if self._directory is not None:
-            for name in (SUCCESS, FAILURE, ABORTED):
+            for name in (SUCCESS, FAILURE, ABORTED, ABORT_NOW):
                 (self._directory / name).unlink(missing_ok=True)
 
     def abort_wanted(self) -> bool:

@@ -65,7 +65,7 @@ def place_particles(
         offset = particle_set.offset[rows]
         position = geometry.apply_offset(position, offset, a_sub, tomogram.pixel_size)
     moving = position
-    if trajectories is not None and not options.real_subtomo:
+    if trajectories is not None:
         shifts = np.stack([trajectories.shifts[row] for row in rows])
         moving = position[:, None, :] + shifts / tomogram.pixel_size
     point = geometry.project_points(tomogram.projections, moving)[..., :2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class Worker:
         self._aberrations: dict[int, Aberrations] = {}
         self._free_extractors: list[ParticleExtractor] = []
         self._loaded: list[LoadedTomogram] = []
-        self._load_lock = threading.Lock()
+        self._load_locks: dict[int, threading.Lock] = defaultdict(threading.Lock)
 
     @cached_property
     def _settings(self) -> ExtractionSettings:
@@ -133,7 +134,7 @@ class Worker:
 
     def _load(self, task: Task) -> LoadedTomogram:
         used = np.any(task.visible, axis=0)
-        with self._load_lock:
+        with self._load_locks[task.tomogram]:  # the present one does not wait for the next
             found = next((t for t in self._loaded if t.serves(task.tomogram, used)), None)
             if found is None:
                 tomogram = self._job.tomogram_set.tomograms[task.tomogram]
@@ -223,7 +224,8 @@ class Worker:
         options, task = self._job.options, given.task
         tomogram = self._job.tomogram_set.tomograms[task.tomogram]
         position = self._place(tomogram, given).position
-        volume = np.sum([mrc.read_volume(path) for path in tomogram.reconstructions], axis=0)
+        halves = [mrc.read_volume(path) for path in tomogram.reconstructions]
+        volume = np.asarray(np.sum(halves, axis=0, dtype=np.float32))
         binning = tomogram.tomogram_binning
         assert binning is not None  # the checks made sure
         size = real_box_size(options.crop, options.binning, binning)

@@ -24,16 +24,18 @@ require_build_tools() {
     fi
 }
 
-# make_environment DIR EXTRAS: makes DIR unless it is there, and installs this checkout into it.
+# make_environment DIR EXTRAS [PACKAGE ...]: makes DIR unless it is there, and installs this checkout and
+# further packages into it.
 make_environment() {
     local directory=$1 extras=$2
+    shift 2
     require_build_tools
     [ -x "$directory/bin/python" ] || python3 -m venv "$directory"
     PYTHON=$directory/bin/python
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     "$PYTHON" -m pip install -q --upgrade pip
     echo "Installing relion_pseudosubtomo$extras into $directory"
-    "$PYTHON" -m pip install -q ".$extras"
+    "$PYTHON" -m pip install -q ".$extras" "$@"
     (cd / && "$PYTHON" -c 'import sys
 from relion_pseudosubtomo.core import kernels
 sys.exit(0 if kernels.IS_COMPILED else "the compiled kernels were not built")')

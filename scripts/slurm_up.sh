@@ -28,11 +28,12 @@ install_packages() {
 }
 
 # The daemons prove to each other who they are with munge: one of our own, with its own key and socket.
+# --force: the socket may lie in a folder that only root can enter.
 start_munge() {
     if [ ! -s "$directory/munge.key" ]; then
         (umask 077 && head -c 1024 /dev/urandom >"$directory/munge.key")
     fi
-    munged --socket="$directory/munge.socket" --key-file="$directory/munge.key" \
+    munged --force --socket="$directory/munge.socket" --key-file="$directory/munge.key" \
         --pid-file="$directory/run/munged.pid" --log-file="$directory/log/munged.log" \
         --seed-file="$directory/munge.seed" 2>"$directory/log/munged.err" ||
         die "munged did not start: $(cat "$directory/log/munged.err")"

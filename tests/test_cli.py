@@ -125,10 +125,10 @@ def test_options_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([*NEEDED, "--stack_2d"], "unknown option --stack_2d, did you mean --stack2d?"),
-        ([*NEEDED, "--max_doze", "3"], "unknown option --max_doze, did you mean --max_dose?"),
-        ([*NEEDED, "--cropp=3"], "unknown option --cropp=3, did you mean --crop?"),
-        ([*NEEDED, "--stack"], "unknown option --stack, did you mean --stack2d?"),
+        ([*NEEDED, "--stack_2d"], "unknown option --stack_2d (did you mean --stack2d?)"),
+        ([*NEEDED, "--max_doze", "3"], "unknown option --max_doze (did you mean --max_dose?)"),
+        ([*NEEDED, "--cropp=3"], "unknown option --cropp=3 (did you mean --crop?)"),
+        ([*NEEDED, "--stack"], "unknown option --stack (did you mean --stack2d?)"),
         ([*NEEDED, "--xyzzy"], "unknown option --xyzzy"),
         (["--b", "64"], "required: --o"),
         (["--o", "out"], "required: --b"),

@@ -80,14 +80,14 @@ def crop_circle(image: NDArray[np.float32]) -> None:
     Parameters
     ----------
     image : ndarray, shape (s0, s0), float32
-        The radius is half its size, the centre s0 // 2, the falloff 5 unbinned pixels.
+        Radius and centre are s0 // 2, the falloff 5 unbinned pixels.
     """
     size = image.shape[0]
     radius = radius_2d(size)
-    outside = radius > size / 2
+    outside = radius > size // 2
     if outside.any():
         image -= np.float32(image[outside].mean(dtype=np.float64))
-    image *= raised_cosine(radius, size / 2, CIRCLE_FALLOFF).astype(np.float32)
+    image *= raised_cosine(radius, size // 2, CIRCLE_FALLOFF).astype(np.float32)
 
 
 def taper_sphere(volume: NDArray[np.float32], falloff: float, *, centre: bool) -> None:

@@ -244,19 +244,23 @@ class ParticleExtractor:
         if self.settings.real_space_round_trip:
             slice_fs, scale = self._masked_fs, scale / (s * s)
         slices = self._weighted_slices(images, tables, view, aberrations, scale, self._weight)
-        for f in slices:
-            if self.settings.real_space_round_trip:
-                self._to_real_space()
-                self._to_fourier_space()
-            kernels.insert_slice(
-                slice_fs,
-                self._weight,
-                tables.last_x[f],
-                axes[f, 0],
-                axes[f, 1],
-                norms[f, 0] * norms[f, 1],
-                self._volume,
-            )
+        try:
+            for f in slices:
+                if self.settings.real_space_round_trip:
+                    self._to_real_space()
+                    self._to_fourier_space()
+                kernels.insert_slice(
+                    slice_fs,
+                    self._weight,
+                    tables.last_x[f],
+                    axes[f, 0],
+                    axes[f, 1],
+                    norms[f, 0] * norms[f, 1],
+                    self._volume,
+                )
+        except BaseException:
+            self._volume[:] = 0  # the next particle starts from nothing
+            raise
         result = self._result
         unitary = s / (n * np.sqrt(b)) * n**-1.5
         kernels.unpack_volume(

@@ -56,10 +56,12 @@ class WindowTransform:
         if self._whole is not None:
             n_bad = kernels.copy_rows(image_bytes, mode, corner_x, corner_y, self._whole)
             crop_circle(self._whole)
-            image_bytes, mode = self._whole.view(np.uint8), 2
-            corner_x = corner_y = 0
         for row in range(0, self._window, self._block):
-            n_bad += kernels.copy_rows(image_bytes, mode, corner_x, corner_y + row, self._rows_rs)
+            rows = self._rows_rs[: self._window - row]
+            if self._whole is not None:
+                rows[:] = self._whole[row : row + len(rows)]
+            else:
+                n_bad += kernels.copy_rows(image_bytes, mode, corner_x, corner_y + row, rows)
             self._row_plan.execute()
             kernels.transpose_rows(self._rows_fs, row, self._gathered)
         self._column_plan.execute()

@@ -72,8 +72,11 @@ def fingerprint_task(
     _add(digest, task.visible)
     paths = tomogram.reconstructions if options.real_subtomo else [f.path for f in tomogram.frames]
     for path in dict.fromkeys(paths):
-        status = os.stat(path)
-        _add(digest, (path, status.st_size, status.st_mtime_ns))
+        try:
+            status = os.stat(path)
+            _add(digest, (path, status.st_size, status.st_mtime_ns))
+        except OSError:  # gone since the checks: its task fails alone, when it is read
+            _add(digest, (path, "missing"))
     return digest.hexdigest()
 
 

@@ -122,6 +122,8 @@ def coordinate(
         count = runner.control.take_count()
         news = [News(0, own, count, memory(), runner.busy_seconds)] if own or count else []
         for item in [*news, *others.take_news()]:
+            if item.rank not in held:
+                continue  # sent before the rank died; others do its pieces again
             if item.lost:
                 item.lost_pieces = scheduler.lose_rank(item.rank)
                 held.pop(item.rank, None)
@@ -142,12 +144,12 @@ def _hand_out(
 ) -> None:
     """Give every rank a piece, then, while there is plenty, the next one ahead of time."""
     for wanted in (1, 2):
-        for rank in held:
-            if held[rank] >= wanted or (wanted == 2 and not scheduler.worth_holding_two()):
-                continue
+        for rank in [rank for rank, n_held in held.items() if n_held < wanted]:
+            if not scheduler.has_waiting or (wanted == 2 and not scheduler.worth_holding_two()):
+                return
             piece = scheduler.next_piece(rank)
             if piece is None:
-                return
+                continue  # what is left is for another rank
             held[rank] += 1
             if rank == 0:
                 runner.submit(piece, describe(piece))

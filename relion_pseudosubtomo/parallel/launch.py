@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 from collections.abc import Mapping
 
@@ -11,6 +12,9 @@ from relion_pseudosubtomo.parallel.world import SerialWorld, World
 #: Set by launchers for every rank they start: Open MPI, MPICH and PMI, srun. SLURM_NTASKS is not
 #: among them: it is also set in a batch script, where nothing was launched.
 RANK_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+
+#: Seconds in which all ranks have to have started.
+START_LIMIT = 300
 
 
 def expected_ranks(environment: Mapping[str, str]) -> int:
@@ -35,8 +39,11 @@ def open_world(environment: Mapping[str, str]) -> World:
     if expected <= 1:
         return SerialWorld()
     try:
+        # MPI starts at import, and waits for ever for a rank that died meanwhile
+        faulthandler.dump_traceback_later(START_LIMIT, exit=True)
         from relion_pseudosubtomo.parallel.mpi import MpiWorld
 
+        faulthandler.cancel_dump_traceback_later()
         world = MpiWorld()
     except (ImportError, RuntimeError) as error:
         raise UsageError(

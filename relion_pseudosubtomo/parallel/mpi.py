@@ -22,7 +22,7 @@ from relion_pseudosubtomo.parallel.runner import Runner
 from relion_pseudosubtomo.parallel.work import Piece
 from relion_pseudosubtomo.parallel.world import LocalPool, MakeWork, Pool, peak_memory
 
-_ORDER, _NEWS = 1, 2
+_ORDER, _NEWS, _HELLO = 1, 2, 3
 
 #: Seconds between two reports of progress from a rank.
 REPORT_INTERVAL = 0.5
@@ -40,8 +40,6 @@ class MpiWorld:
         Number of ranks.
     library : str
         The MPI library's name.
-    n_sharing : int
-        Ranks of this node that may use the cores of this rank.
     """
 
     def __init__(self) -> None:
@@ -50,14 +48,6 @@ class MpiWorld:
         self.size = self._comm.Get_size()
         self.rank = self._comm.Get_rank()
         self.library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip()
-        self.n_sharing = self._count_sharing()
-
-    def _count_sharing(self) -> int:
-        node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
-        mine = os.sched_getaffinity(0)
-        masks = node.allgather(mine)
-        node.Free()
-        return sum(bool(mine & mask) for mask in masks)
 
     def lead(
         self, main: Callable[[Pool], int], make_work: MakeWork, stop: Callable[[], bool]
@@ -77,7 +67,8 @@ class MpiWorld:
 
     def _lead(self, main: Callable[[Pool], int], make_work: MakeWork) -> int:
         others = _Others(self._comm)
-        status = main(LocalPool(make_work, others, others.share))
+        others.await_cores()
+        status = main(LocalPool(make_work, others, others.share, others.n_sharing(0)))
         others.finish(status)
         if others.lost:
             _leave_at_once(status)
@@ -92,6 +83,11 @@ class MpiWorld:
         )
         sys.stdout.flush()
         self._comm.Abort(1)
+
+
+def _own_cores() -> tuple[str, set[int]]:
+    """Return this node's name and the cores this process may run on."""
+    return platform.node(), os.sched_getaffinity(0)
 
 
 def _leave_at_once(status: int) -> None:
@@ -109,10 +105,36 @@ class _Others:
         self._sent: list[MPI.Request] = []
         self.ranks = set(range(1, comm.Get_size()))
         self.lost: set[int] = set()
+        self._cores = {0: _own_cores()}
+
+    def await_cores(self) -> None:
+        """Wait until every rank that lives has said where it runs.
+
+        There are no collective calls anywhere: with a dead rank they would hang, or fail on all.
+        """
+        while not self.ranks <= self._cores.keys():
+            try:
+                message = self._comm.improbe(MPI.ANY_SOURCE, _HELLO)
+                if message is not None:
+                    rank, cores = message.recv()
+                    self._cores[rank] = cores
+                    continue
+            except MPI.Exception as error:
+                if not _is_death(error):
+                    raise
+                self._find_dead()
+            time.sleep(LOOK_INTERVAL)
+
+    def n_sharing(self, rank: int) -> int:
+        """Return how many ranks of a rank's node may use its cores, itself included."""
+        node, mine = self._cores[rank]
+        return sum(node == other and bool(mine & cores) for other, cores in self._cores.values())
 
     def share(self, shared: Any) -> None:
-        """Give all ranks what they share; no collective call, so a rank may die meanwhile."""
-        self._order_all("share", pickle.dumps(shared, pickle.HIGHEST_PROTOCOL))
+        """Give all ranks what they share, and how many share their cores."""
+        content = pickle.dumps(shared, pickle.HIGHEST_PROTOCOL)
+        for rank in sorted(self.ranks):
+            self._order(rank, "share", (content, self.n_sharing(rank)))
 
     def send(self, rank: int, piece: Piece, description: Any) -> None:
         """Give a rank a piece."""
@@ -203,6 +225,7 @@ class _Servant:
 
     def serve(self) -> int:
         """Do pieces until rank 0 says that all is done; return its exit status."""
+        self._sent.append(self._comm.isend((self._rank, _own_cores()), 0, _HELLO))
         while True:
             order = self._take_order()
             if order is not None:
@@ -219,7 +242,8 @@ class _Servant:
 
     def _obey(self, kind: str, content: Any) -> None:
         if kind == "share":
-            self._runner = Runner(self._make_work(pickle.loads(content)), self._rank)
+            shared, n_sharing = content
+            self._runner = Runner(self._make_work(pickle.loads(shared), n_sharing), self._rank)
         elif self._runner is not None and kind == "piece":
             self._runner.submit(*content)
         elif self._runner is not None and kind == "stop":

@@ -76,7 +76,7 @@ class Runner:
         self.busy_seconds = 0.0
         self._work = work
         self._rank = rank
-        self._waiting: queue.Queue[tuple[Piece, Any]] = queue.Queue()
+        self._waiting: queue.Queue[tuple[Piece, Any] | None] = queue.Queue()
         self._outcomes: queue.Queue[Outcome] = queue.Queue()
         # daemons: an exit must not wait for them
         threading.Thread(target=self._do_pieces, name="work", daemon=True).start()
@@ -89,6 +89,10 @@ class Runner:
             threading.Thread(
                 target=self._prefetch, args=(description,), name="prefetch", daemon=True
             ).start()
+
+    def close(self) -> None:
+        """End the thread once its pieces are done."""
+        self._waiting.put(None)
 
     def _prefetch(self, description: Any) -> None:
         try:
@@ -109,7 +113,10 @@ class Runner:
 
     def _do_pieces(self) -> None:
         while True:
-            piece, description = self._waiting.get()
+            item = self._waiting.get()
+            if item is None:
+                return
+            piece, description = item
             started = time.perf_counter()
             if self.control.stopped():
                 outcome = Outcome(piece)

@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from relion_pseudosubtomo.parallel.work import Piece
 
 #: A range costs at least this many times what it costs to start a task on another rank.
-LEAST_WORK_PER_START = 4.0
+LEAST_WORK_PER_START = 2.0
 
 #: The share of an equal part of what is left that a range of a task gets.
 GUIDED_SHARE = 0.5
+
+#: A task is not divided to leave less of it than this share of a range.
+LEAST_REST = 0.5
+
+#: Ranks hold their next piece already while an equal part of what is left is at least this many
+#: times the costliest task: no rank can end late then by having been given too much too early.
+PLENTY = 3.0
 
 
 @dataclass(frozen=True)
@@ -58,17 +65,22 @@ class Scheduler:
         self._heap: list[tuple[float, int]] = []
         self._held: dict[int, list[Piece]] = {}
         self._last_task: dict[int, int] = {}
+        self._dropped: set[int] = set()
         self._left = 0.0
         for task, cost in enumerate(costs):
             self._put_back(task, cost.ranges)
 
     def _put_back(self, task: int, ranges: Iterable[tuple[int, int]]) -> None:
         added = [r for r in ranges if r[1] > r[0]]
-        if not added:
+        if not added or task in self._dropped:
             return
         before = self._cost_waiting(task)
         self._waiting[task] = sorted([*self._waiting.get(task, []), *added])
         self._left += self._cost_waiting(task) - before
+        self._offer(task)
+
+    def _offer(self, task: int) -> None:
+        """Let any rank take what is waiting of a task."""
         heapq.heappush(self._heap, (-self._cost_waiting(task), task))
 
     def _cost_waiting(self, task: int) -> float:
@@ -79,7 +91,7 @@ class Scheduler:
         return cost.start + cost.item * sum(stop - start for start, stop in ranges)
 
     def next_piece(self, rank: int) -> Piece | None:
-        """Return the next piece for a rank; None where nothing is left to hand out."""
+        """Return the next piece for a rank; None where nothing is left that it may do."""
         task = self._choose_task(rank)
         if task is None:
             return None
@@ -91,7 +103,8 @@ class Scheduler:
             rest = [(start + size, stop), *rest]
         if rest:
             self._waiting[task] = rest
-            heapq.heappush(self._heap, (-self._cost_waiting(task), task))
+            if self._split:  # else the rest is for this rank alone
+                self._offer(task)
         else:
             del self._waiting[task]
         self._left += self._cost_waiting(task) - before
@@ -105,6 +118,13 @@ class Scheduler:
         last = self._last_task.get(rank)
         if last is not None and last in self._waiting:
             return last
+        task = self._costliest()
+        if task is not None:
+            heapq.heappop(self._heap)
+        return task
+
+    def _costliest(self) -> int | None:
+        """Return the costliest task on offer, which is then the first of the heap."""
         while self._heap:
             cost, task = self._heap[0]
             if task in self._waiting and -cost == self._cost_waiting(task):
@@ -113,13 +133,14 @@ class Scheduler:
         return None
 
     def _size_of_piece(self, task: int, n_items: int) -> int:
+        """Return how many of the next items of a task a rank gets."""
         cost = self._costs[task]
         equal_part = self._left / self._n_ranks
-        if not self._split or cost.start + cost.item * n_items <= equal_part * (1 + 1e-9):
-            return n_items
         wanted = max(GUIDED_SHARE * equal_part, LEAST_WORK_PER_START * cost.start)
-        size = max(1, round(wanted / cost.item)) if cost.item > 0 else n_items
-        return size if 3 * size < 2 * n_items else n_items
+        enough = cost.item * n_items <= (1 + LEAST_REST) * wanted
+        if enough or not self._split or self._n_ranks == 1:
+            return n_items
+        return max(1, round(wanted / cost.item))
 
     def finish(self, rank: int, piece: Piece) -> None:
         """Note that a rank is done with a piece, or has failed with it."""
@@ -131,10 +152,14 @@ class Scheduler:
         self._n_ranks = max(1, self._n_ranks - 1)
         for piece in pieces:
             self._put_back(piece.task, [(piece.start, piece.stop)])
+        last = self._last_task.pop(rank, None)
+        if last in self._waiting:
+            self._offer(last)
         return pieces
 
     def drop_task(self, task: int) -> None:
         """Hand out nothing more of a task that has failed."""
+        self._dropped.add(task)
         self._left -= self._cost_waiting(task)
         self._waiting.pop(task, None)
 
@@ -150,4 +175,7 @@ class Scheduler:
 
     def worth_holding_two(self) -> bool:
         """Whether there is enough left that every rank may hold its next piece already."""
-        return len(self._waiting) > self._n_ranks
+        task = self._costliest()
+        if task is None:
+            return False
+        return self._left / self._n_ranks >= PLENTY * self._cost_waiting(task)

@@ -11,14 +11,23 @@ from relion_pseudosubtomo.parallel.runner import Runner, Work
 from relion_pseudosubtomo.parallel.schedule import Scheduler, TaskCost
 from relion_pseudosubtomo.parallel.work import Piece
 
-#: Makes a rank's work from what the leader shares.
-MakeWork = Callable[[Any], Work]
+#: Makes a rank's work from what the leader shares, and the number of ranks that share its cores.
+MakeWork = Callable[[Any, int], Work]
 
 
 class Pool(Protocol):
-    """All ranks, as the leader sees them."""
+    """All ranks, as the leader sees them.
+
+    Attributes
+    ----------
+    size : int
+        Number of ranks.
+    n_sharing : int
+        Ranks of the leader's node that may use its cores, itself included.
+    """
 
     size: int
+    n_sharing: int
 
     def run(
         self,
@@ -38,7 +47,6 @@ class World(Protocol):
 
     size: int
     rank: int
-    n_sharing: int
 
     def lead(
         self, main: Callable[[Pool], int], make_work: MakeWork, stop: Callable[[], bool]
@@ -73,6 +81,8 @@ class LocalPool:
         The other ranks.
     share : callable
         Gives all ranks what they share.
+    n_sharing : int
+        Ranks of this node that may use this rank's cores, itself included.
     """
 
     def __init__(
@@ -80,10 +90,12 @@ class LocalPool:
         make_work: MakeWork,
         others: Others | None = None,
         share: Callable[[Any], None] = lambda shared: None,
+        n_sharing: int = 1,
     ) -> None:
         self._make_work = make_work
         self._others: Others = NoOthers() if others is None else others
         self._share = share
+        self.n_sharing = n_sharing
         self.size = 1 + len(self._others.ranks)
 
     def run(
@@ -98,8 +110,11 @@ class LocalPool:
         """Do all items of all tasks on all ranks; yield what comes back."""
         self._share(shared)
         scheduler = Scheduler(costs, self.size, split=split)
-        runner = Runner(self._make_work(shared), rank=0)
-        yield from coordinate(scheduler, runner, self._others, describe, stop, peak_memory)
+        runner = Runner(self._make_work(shared, self.n_sharing), rank=0)
+        try:
+            yield from coordinate(scheduler, runner, self._others, describe, stop, peak_memory)
+        finally:
+            runner.close()
 
 
 class SerialWorld:
@@ -107,7 +122,6 @@ class SerialWorld:
 
     size = 1
     rank = 0
-    n_sharing = 1
 
     def lead(
         self, main: Callable[[Pool], int], make_work: MakeWork, stop: Callable[[], bool]

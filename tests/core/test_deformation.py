@@ -79,10 +79,10 @@ def test_no_coefficients_no_deformation(kind: str) -> None:
 def test_linear_keeps_the_image_centre() -> None:
     """Distances count from the real half of the image size, also where that is odd."""
     coefficients = np.array([[0.01, -0.02, 0.03]])
-    centre = np.array([[[100.5, 90.0]]])
+    centre = np.array([[[100.5, 90.5]]])
     beside = centre + np.array([10, 5])
     for point, shift in ((centre, (0, 0)), (beside, (0.1, -0.2 + 0.15))):
-        found = deformation.deform_points("linear", (0, 0), coefficients, point, (201, 180))
+        found = deformation.deform_points("linear", (0, 0), coefficients, point, (201, 181))
         np.testing.assert_allclose(found - point, [[shift]], atol=1e-12)
 
 

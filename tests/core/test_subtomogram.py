@@ -209,6 +209,23 @@ def test_one_extractor_serves_many_particles() -> None:
             np.testing.assert_array_equal(again[name], value)
 
 
+def test_a_failed_particle_leaves_nothing_behind() -> None:
+    """An error in the fourth frame; what the first three inserted is not in the next particle."""
+    settings = make_settings()
+    extractor = ParticleExtractor(settings)
+    images, view, tables = random_images(4), make_view(seed=4), make_tables(settings)
+    expected = extract(settings, images, view, tables)
+    spoilt = TiltImages.from_arrays(random_images(5))
+    image_bytes = [*spoilt.image_bytes[:3], np.zeros((0, 4), np.uint8), spoilt.image_bytes[4]]
+    with pytest.raises(ValueError, match="do not fit"):
+        extractor.extract_subtomogram(
+            TiltImages(image_bytes, spoilt.modes), tables, view, Aberrations()
+        )
+    found = extract(settings, images, view, tables, extractor)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
 # Numbers that must not appear, and linearity
 
 
@@ -306,10 +323,10 @@ def test_the_origin_of_each_slice_goes_to_the_origin(angles: tuple[float, float,
 
 
 @pytest.mark.parametrize(
-    ("box", "binning"), [(24, 2.0), (30, 1.0), (26, 2.5), (50, 1.5), (30, 2.3), (22, 1.5)]
+    ("box", "binning"), [(24, 2.0), (30, 1.0), (26, 2.5), (50, 1.5), (30, 2.3), (36, 1.7)]
 )
 def test_a_blob_is_centred_in_the_stack(box: int, binning: float) -> None:
-    """Between pixels, with even and odd windows (1.5 x 50 = 75, 2.3 x 30 = 69, 1.5 x 22 = 33)."""
+    """Between pixels, with even and odd windows (1.5 x 50 = 75, 2.3 x 30 = 69, 61 for 1.7 x 36)."""
     settings = make_settings(
         box, box, binning, stack2d=True, apply_ctf=False, invert_contrast=False
     )
@@ -383,7 +400,9 @@ def test_shift_cycles_of_even_windows(window: int, box: int, binning: float) -> 
     np.testing.assert_allclose(shift_cycles(points, window, box, binning), inside / (binning * box))
 
 
-@pytest.mark.parametrize(("window", "box", "binning"), [(75, 50, 1.5), (115, 50, 2.3)])
+@pytest.mark.parametrize(
+    ("window", "box", "binning"), [(75, 50, 1.5), (115, 50, 2.3), (61, 36, 1.7)]
+)
 def test_shift_cycles_of_odd_windows(window: int, box: int, binning: float) -> None:
     """A particle on a pixel is at the origin after a shift by the window's centre pixel alone."""
     points = np.array([[50.0, 41.0], [50.25, 40.5]])
@@ -503,14 +522,14 @@ def test_insertion_is_the_adjoint_of_slice_extraction(seed: int) -> None:
 
 # The double-precision oracle
 
-#: (box, crop, binning): windows that are even, odd (33, 51, 75, 115), and 82 for 81.6.
+#: (box, crop, binning): windows even and odd (33, 75, 115), not b s (82 for 81.6, 61 for 61.2).
 BOXES = [
     (24, 16, 2.0),
     (16, 16, 1.0),
     (26, 14, 1.0),
     (24, 24, 1.5),
     (22, 18, 1.5),
-    (30, 20, 1.7),
+    (36, 24, 1.7),
     (50, 32, 1.5),
     (50, 30, 2.3),
     (48, 24, 1.7),

@@ -35,9 +35,9 @@ def test_nonsense_in_the_environment_is_passed_over(text: str) -> None:
 @pytest.mark.parametrize(
     ("wanted", "environment", "source"),
     [
-        (16, {}, "--j"),
-        (None, {"OMP_NUM_THREADS": "16"}, "OMP_NUM_THREADS"),
-        (None, {"SLURM_CPUS_PER_TASK": "16"}, "SLURM_CPUS_PER_TASK"),
+        (5, {}, "--j"),
+        (None, {"OMP_NUM_THREADS": "5"}, "OMP_NUM_THREADS"),
+        (None, {"SLURM_CPUS_PER_TASK": "5"}, "SLURM_CPUS_PER_TASK"),
     ],
 )
 def test_never_more_than_the_cores(
@@ -46,7 +46,7 @@ def test_never_more_than_the_cores(
     """The warning says who asked, how many there are, and how to launch."""
     threads, warning = resolve_threads(wanted, environment, 4)
     assert threads == 4
-    for part in (f"{source} asks for 16 threads", "4 cores", "--bind-to none", "--map-by slot:PE="):
+    for part in (f"{source} asks for 5 threads", "4 cores", "--bind-to none", "--map-by slot:PE="):
         assert part in warning
 
 

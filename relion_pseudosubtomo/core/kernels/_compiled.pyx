@@ -11,6 +11,7 @@ cdef extern from "kernels.h" nogil:
         double yy
         double k4
 
+    void ps_catch_bus_errors()
     int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width,
                          int64_t row_bytes, int64_t corner_x, int64_t corner_y,
                          int64_t row_length, int64_t n_rows, float *rows)
@@ -33,6 +34,9 @@ cdef extern from "kernels.h" nogil:
                         const double *rotation, double slope, double sig0)
 
 
+ps_catch_bus_errors()
+
+
 class _Shape(ValueError):
     """An array that does not fit the others; only a bug can cause it."""
 
@@ -43,15 +47,30 @@ cdef int _need(bint fits) except -1:
     return 0
 
 
+cdef int _need_volumes(float complex[:, :, ::1] data, float[:, :, ::1] weight,
+                       float[:, :, ::1] multiplicity, int64_t n) except -1:
+    return _need(n > 0 and n % 2 == 0
+                 and data.shape[0] == n and data.shape[1] == n and data.shape[2] == n // 2 + 1
+                 and weight.shape[0] == n and weight.shape[1] == n
+                 and weight.shape[2] == n // 2 + 1
+                 and multiplicity.shape[0] == n and multiplicity.shape[1] == n
+                 and multiplicity.shape[2] == n // 2 + 1)
+
+
 def copy_rows(const unsigned char[:, ::1] image_bytes, int mode, int64_t corner_x,
               int64_t corner_y, float[:, ::1] rows):
     cdef int64_t item = 4 if mode == 2 else 1 if mode == 0 else 2
     cdef int64_t n_bad
-    _need(image_bytes.shape[0] > 0 and image_bytes.shape[1] >= item)
+    if mode not in (0, 1, 2, 6, 12):
+        raise ValueError(f"image mode: expected 0, 1, 2, 6 or 12, found {mode}")
+    _need(image_bytes.shape[0] > 0 and image_bytes.shape[1] >= item
+          and image_bytes.shape[1] % item == 0 and rows.shape[0] > 0 and rows.shape[1] > 0)
     with nogil:
         n_bad = ps_copy_rows(<const char *>&image_bytes[0, 0], mode, image_bytes.shape[0],
                              image_bytes.shape[1] // item, image_bytes.shape[1], corner_x,
                              corner_y, rows.shape[1], rows.shape[0], &rows[0, 0])
+    if n_bad < 0:
+        raise OSError("a tilt image can no longer be read: its file was truncated or lost")
     return n_bad
 
 
@@ -131,9 +150,8 @@ def insert_slice(const float complex[:, ::1] slice_fs, const float[:, ::1] weigh
 def unpack_volume(float[:, :, :, ::1] volume, float scale, float complex[:, :, ::1] data,
                   float[:, :, ::1] weight, float[:, :, ::1] multiplicity):
     cdef int64_t n = volume.shape[0] - 3
-    _need(data.shape[0] == n and data.shape[1] == n and data.shape[2] == n // 2 + 1
-          and weight.shape[0] == n and weight.shape[2] == n // 2 + 1
-          and multiplicity.shape[0] == n and multiplicity.shape[2] == n // 2 + 1)
+    _need(volume.shape[1] == n + 3 and volume.shape[2] == n // 2 + 2 and volume.shape[3] == 4)
+    _need_volumes(data, weight, multiplicity, n)
     with nogil:
         ps_unpack_volume(&volume[0, 0, 0, 0], n, scale, <float *>&data[0, 0, 0],
                          &weight[0, 0, 0], &multiplicity[0, 0, 0])
@@ -143,7 +161,8 @@ def weight_cone(float complex[:, :, ::1] data, float[:, :, ::1] weight,
                 float[:, :, ::1] multiplicity, const double[:, ::1] rotation, double slope,
                 double sig0):
     cdef int64_t n = data.shape[0]
-    _need(rotation.shape[0] == 3 and rotation.shape[1] == 3 and data.shape[2] == n // 2 + 1)
+    _need(rotation.shape[0] == 3 and rotation.shape[1] == 3)
+    _need_volumes(data, weight, multiplicity, n)
     with nogil:
         ps_weight_cone(<float *>&data[0, 0, 0], &weight[0, 0, 0], &multiplicity[0, 0, 0], n,
                        &rotation[0, 0], slope, sig0)

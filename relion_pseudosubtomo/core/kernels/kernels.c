@@ -1,6 +1,8 @@
 #include "kernels.h"
 
 #include <math.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <string.h>
 
 /* One build serves every x86-64 CPU: the loops are compiled for three instruction sets and the best
@@ -95,10 +97,33 @@ static void convert(const char *source, int mode, int64_t n, float *out)
 
 static int64_t clamp(int64_t i, int64_t n) { return i < 0 ? 0 : i >= n ? n - 1 : i; }
 
+/* A mapped image that is truncated, or lost by its file system, raises SIGBUS where it is read. While
+ * rows are copied that becomes an error of this one image; elsewhere it ends the process as ever. */
+static __thread sigjmp_buf *bus_target;
+
+static void on_bus_error(int number, siginfo_t *info, void *context)
+{
+    (void)info;
+    (void)context;
+    if (bus_target) siglongjmp(*bus_target, 1);
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+void ps_catch_bus_errors(void)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = on_bus_error;
+    action.sa_flags = SA_SIGINFO;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGBUS, &action, NULL);
+}
+
 /* Copies n_rows rows of a window as float32; pixels outside the image repeat the nearest edge pixel.
- * Returns how many values are not finite (the sum of x - x is zero only where all are). */
+ * Returns how many values are not finite (x - x is zero only where x is). */
 PS_CLONES
-int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
+static int64_t copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
                      int64_t corner_x, int64_t corner_y, int64_t row_length, int64_t n_rows,
                      float *rows)
 {
@@ -118,6 +143,21 @@ int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width,
         for (int64_t i = 0; i < row_length; i++) bad += !(out[i] - out[i] == 0.0f);
         n_bad += bad;
     }
+    return n_bad;
+}
+
+int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
+                     int64_t corner_x, int64_t corner_y, int64_t row_length, int64_t n_rows,
+                     float *rows)
+{
+    sigjmp_buf target;
+    volatile int64_t n_bad = -1;
+    if (sigsetjmp(target, 1) == 0) {
+        bus_target = &target;
+        n_bad = copy_rows(image, mode, height, width, row_bytes, corner_x, corner_y, row_length,
+                          n_rows, rows);
+    }
+    bus_target = NULL;
     return n_bad;
 }
 

@@ -12,6 +12,10 @@ enum { PS_INT8 = 0, PS_INT16 = 1, PS_FLOAT32 = 2, PS_UINT16 = 6, PS_FLOAT16 = 12
 /* Coefficients of the CTF phase in turns: constant, kx^2, kx ky, ky^2, k^4 (k in 1/A). */
 typedef struct { double constant, xx, xy, yy, k4; } ps_ctf;
 
+/* Installs the handler that lets ps_copy_rows survive a mapped file that is truncated. */
+void ps_catch_bus_errors(void);
+
+/* Returns -1 where the image cannot be read. */
 int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
                      int64_t corner_x, int64_t corner_y, int64_t row_length, int64_t n_rows,
                      float *rows);

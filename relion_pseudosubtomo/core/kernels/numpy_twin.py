@@ -28,6 +28,8 @@ def copy_rows(image_bytes: Array, mode: int, corner_x: int, corner_y: int, rows:
     rows : ndarray, shape (n_rows, row_length), float32
         Filled.
     """
+    if mode not in IMAGE_DTYPES:
+        raise ValueError(f"image mode: expected one of {sorted(IMAGE_DTYPES)}, found {mode}")
     image = image_bytes.view(IMAGE_DTYPES[mode])
     y = np.clip(np.arange(corner_y, corner_y + rows.shape[0]), 0, image.shape[0] - 1)
     x = np.clip(np.arange(corner_x, corner_x + rows.shape[1]), 0, image.shape[1] - 1)

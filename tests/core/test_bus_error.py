@@ -1,0 +1,26 @@
+"""A tilt image that is truncated while it is mapped fails alone, not the whole process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from relion_pseudosubtomo.core import kernels
+
+
+@pytest.mark.skipif(not kernels.IS_COMPILED, reason="the guard is in the compiled kernel")
+def test_a_truncated_mapped_image_is_an_error(tmp_path: Path) -> None:
+    """Reading past the new end raises OSError; what is still there is read as before."""
+    path = tmp_path / "image.raw"
+    np.ones((2048, 2048), np.float32).tofile(path)
+    image = np.memmap(path, np.float32, "r", shape=(2048, 2048)).view(np.ndarray).view(np.uint8)
+    rows = np.empty((8, 64), np.float32)
+    with open(path, "r+b") as file:
+        file.truncate(1 << 20)
+    for _ in range(2):
+        with pytest.raises(OSError, match="truncated or lost"):
+            kernels.copy_rows(image, 2, 0, 2000, rows)
+    assert kernels.copy_rows(image, 2, 0, 0, rows) == 0
+    assert np.all(rows == 1)
