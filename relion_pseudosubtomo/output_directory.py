@@ -98,8 +98,6 @@ class OutputDirectory:
         for name in TOP_FILES:  # stale until everything is done again
             if name != "note.txt" or self._options.pipeline_control is None:  # else RELION's own
                 (self._path / name).unlink(missing_ok=True)
-        if writes_records(self._options):
-            self.records.write_job(describe_options(self._options))
         by_name = {tomogram_set.tomograms[task.tomogram].name: task for task in tasks}
         completed, kept, n_stale = Completed(), [], 0
         for record in sorted(self.records.read_all(), key=_whole_first):
@@ -198,6 +196,11 @@ class OutputDirectory:
         for part in parts:
             self.records.remove(part)
         return whole
+
+    def begin(self) -> None:
+        """Note what the results are made with, before the first of them is written."""
+        if writes_records(self._options):
+            self.records.write_job(describe_options(self._options))
 
     def forget_range(self, tomogram: str, first: int, stop: int) -> None:
         """Remove the records inside a range that will be done again."""

@@ -163,6 +163,7 @@ class Extraction:
         self.summary.n_done_before = sum(len(record.stems) for record in records)
         costs = self._costs()
         self.directory.check_space(self._bytes_to_write())
+        self.directory.begin()
         logger.info(
             "Private memory: about %.2f GB a rank",
             rank_memory(self.options, self.job.tomogram_set.tomograms, start.threads) / 1e9,

@@ -3,6 +3,7 @@
 # NODES emulated nodes with CPUS processors each, all on the loopback interface. Needs root and
 # Debian 12 or a relative: installs SLURM, munge, and Open MPI, whose ranks srun --mpi=pmix can start.
 # Everything it keeps is in $SLURM_TEST_DIR, nothing in /etc/slurm or /etc/munge. Stop: slurm_down.sh.
+# Exit status 77: SLURM cannot be installed here.
 set -euo pipefail
 
 nodes=${1:-1}
@@ -18,13 +19,18 @@ die() {
     exit 1
 }
 
+cannot_install() {
+    echo "slurm_up.sh: SLURM cannot be installed here: $*" >&2
+    exit 77
+}
+
 install_packages() {
-    command -v apt-get >/dev/null || die "there is no apt-get to install SLURM with"
+    command -v apt-get >/dev/null || cannot_install "there is no apt-get"
     dpkg -s "${packages[@]}" >/dev/null 2>&1 && return
     echo "Installing ${packages[*]}"
-    apt-get update -q >/dev/null
+    apt-get update -q >/dev/null || cannot_install "apt-get update failed"
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
-        "${packages[@]}" >/dev/null
+        "${packages[@]}" >/dev/null || cannot_install "apt-get install failed"
 }
 
 # The daemons prove to each other who they are with munge: one of our own, with its own key and socket.
@@ -85,7 +91,7 @@ CONFIGURATION
 
 idle_nodes() { sinfo -h -t idle -o %D 2>/dev/null || true; }
 
-[ "$(id -u)" -eq 0 ] || die "start it as root"
+[ "$(id -u)" -eq 0 ] || cannot_install "not root"
 if [ -e "$directory/run/slurmctld.pid" ]; then
     die "SLURM is running already, or was not stopped: bash scripts/slurm_down.sh"
 fi

@@ -10,6 +10,13 @@ from reference_comparison import SUMMARY_PROPERTY
 COLUMNS = ("compared", "case", "file", "kind", "error", "tolerance", "measure")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Register the switch of the tests that need root and Debian packages."""
+    parser.addoption(
+        "--system", action="store_true", help="run tests that need root and Debian packages"
+    )
+
+
 def recorded_rows(reports: list[pytest.TestReport]) -> Iterator[list[object]]:
     """Yield what the tests recorded: one row a case, in the order of COLUMNS."""
     for report in reports:

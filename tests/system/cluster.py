@@ -27,6 +27,14 @@ FINAL_STATES = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT
 MISLEADING = ("SLURM_", "SBATCH_", "OMPI_", "PMI", "PMIX_", "MPI4PY_", "OMP_NUM_THREADS")
 
 
+#: What slurm_up.sh says where SLURM cannot be installed.
+CANNOT_INSTALL = 77
+
+
+class CannotInstallError(Exception):
+    """SLURM cannot be installed on this machine; the message says why."""
+
+
 @dataclass(frozen=True)
 class JobEnd:
     """How a job ended.
@@ -47,7 +55,7 @@ class JobEnd:
 
 
 class Cluster:
-    """SLURM with some emulated nodes; a context manager.
+    """SLURM with some emulated nodes.
 
     Parameters
     ----------
@@ -67,31 +75,36 @@ class Cluster:
             "SLURM_CONF": str(folder / "slurm.conf"),
         }
 
-    def __enter__(self) -> Cluster:
-        """Install and start it."""
+    def start(self) -> None:
+        """Install and start it.
+
+        Raises
+        ------
+        CannotInstallError
+            Without root or Debian's packages.
+        """
         words = ["bash", str(SCRIPTS / "slurm_up.sh"), str(self.n_nodes), str(self.n_cpus)]
         try:
-            self._run(words, START_SECONDS)
+            done = self._try(words, START_SECONDS)
+            if done.returncode == CANNOT_INSTALL:
+                raise CannotInstallError(done.stderr.strip())
+            assert done.returncode == 0, done.stdout + done.stderr
         except BaseException:
-            self._stop()
+            self.stop()
             raise
-        return self
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
         """Stop it, and every job."""
-        self._stop()
-
-    def _stop(self) -> None:
         self._run(["bash", str(SCRIPTS / "slurm_down.sh")], STOP_SECONDS)
 
-    def _run(
+    def _try(
         self,
         words: list[str],
         seconds: float = COMMAND_SECONDS,
         folder: Path | None = None,
         more: Mapping[str, str] | None = None,
-    ) -> str:
-        done = subprocess.run(
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             words,
             cwd=folder,
             env={**self._environment, **(more or {})},
@@ -100,6 +113,15 @@ class Cluster:
             text=True,
             check=False,
         )
+
+    def _run(
+        self,
+        words: list[str],
+        seconds: float = COMMAND_SECONDS,
+        folder: Path | None = None,
+        more: Mapping[str, str] | None = None,
+    ) -> str:
+        done = self._try(words, seconds, folder, more)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
         return done.stdout
 

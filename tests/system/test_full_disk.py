@@ -1,0 +1,55 @@
+"""A disk that fills up: an error with that name, nothing half-written, and the run continues."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import mrcfile
+import pytest
+from project_copy import ProjectCopy
+
+from relion_pseudosubtomo.cli import main
+
+WORDS = ["--p", "particles.star", "--t", "tomograms.star", "--b", "64", "--crop", "32", "--bin"]
+WORDS += ["2", "--j", "2", "--o", "disk/out/"]
+
+
+@pytest.fixture
+def small_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_tests: None
+) -> Iterator[Path]:
+    """Mount a file system with room for half of the images at disk/ of a small project."""
+    copy = ProjectCopy(tmp_path, "basic_3d")
+    monkeypatch.chdir(copy.path)
+    disk = copy.path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=640k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"tmpfs cannot be mounted: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_an_error_and_the_run_continues(
+    small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused at first; with --ignore_disk_space it fails cleanly, and continues with more room."""
+    assert main(WORDS) == 1
+    assert "Disk space in disk/out/" in capsys.readouterr().err
+    assert main([*WORDS, "--ignore_disk_space"]) == 1
+    assert os.strerror(28) in capsys.readouterr().err  # no space left on device
+    output = small_disk / "out"
+    assert not (output / "particles.star").exists()
+    for path in output.rglob("*.mrc"):
+        assert mrcfile.validate(path)
+    assert not list(output.rglob("*.tmp-*"))
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    assert main([*WORDS, "--only_do_unfinished"]) == 0
+    assert main([*WORDS[:-1], "plain/"]) == 0
+    for path in Path("plain").rglob("*.mrc"):
+        assert (output / path.relative_to("plain")).read_bytes() == path.read_bytes()

@@ -1,0 +1,219 @@
+"""Continuing a run: what is done is trusted only where files, options and input still fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from project_copy import ProjectCopy
+
+from relion_pseudosubtomo import worker
+from relion_pseudosubtomo.cli import main
+from relion_pseudosubtomo.errors import InputError
+
+WORDS = ["--p", "particles.star", "--t", "tomograms.star", "--b", "48", "--crop", "24"]
+WORDS += ["--bin", "2", "--j", "2", "--o", "out/"]
+CONTINUE = [*WORDS, "--only_do_unfinished"]
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectCopy:
+    """Return a copy of a small case with two tomograms of two kept particles each; start in it."""
+    copy = ProjectCopy(tmp_path, "basic_3d")
+    monkeypatch.chdir(copy.path)
+    return copy
+
+
+def contents(folder: Path = Path("out")) -> dict[str, bytes]:
+    """Return every file that must not depend on how often the run was interrupted."""
+    leave_out = {"note.txt", "run_summary.json", ".lock"}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in leave_out
+    }
+
+
+def n_done_before() -> int:
+    """Return how many particles the last run took from an earlier one."""
+    return json.loads(Path("out/run_summary.json").read_text())["n_done_before"]
+
+
+def image() -> Path:
+    """Return one output file."""
+    return Path("out/Subtomograms/TS_01/1_data.mrc")
+
+
+def test_a_complete_run_is_only_merged_again(case: ProjectCopy) -> None:
+    """Nothing is extracted again, and the files are the same."""
+    assert main(WORDS) == 0
+    before, written = contents(), image().stat().st_mtime_ns
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 4
+    assert image().stat().st_mtime_ns == written
+    assert contents() == before
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "replace", "lose record", "spoil record"])
+def test_damaged_output_is_made_again(case: ProjectCopy, damage: str) -> None:
+    """A file or record that does not fit is not taken for good."""
+    assert main(WORDS) == 0
+    before = contents()
+    record = next(Path("out/.completed/TS_01").glob("*.json"))
+    time.sleep(0.01)
+    if damage == "delete":
+        image().unlink()
+    elif damage == "truncate":
+        os.truncate(image(), 2000)
+    elif damage == "replace":
+        image().write_bytes(bytes(len(image().read_bytes())))
+    elif damage == "lose record":
+        record.unlink()
+    else:
+        record.write_text(record.read_text()[:50])
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 2
+    assert contents() == before
+
+
+def test_other_options_are_refused(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names the option with both values; nothing is touched."""
+    assert main(WORDS) == 0
+    before = contents()
+    assert main([*CONTINUE, "--whiten"]) == 1
+    text = capsys.readouterr().err
+    assert "[output-options]" in text
+    assert "option whiten of the results in out/: expected True, found False" in text
+    assert contents() == before
+
+
+def test_changed_input_is_extracted_again(case: ProjectCopy) -> None:
+    """Other coordinates in one tomogram redo that tomogram alone."""
+    assert main(WORDS) == 0
+    case.replace("particles.star", "-93.127391", "-92.000000")
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 2
+    changed = contents()
+    assert main([*WORDS, "--overwrite"]) == 0
+    assert n_done_before() == 0
+    assert contents() == changed
+
+
+def test_results_are_not_overwritten_unasked(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A directory with results is refused; --overwrite replaces what the records name."""
+    assert main(WORDS) == 0
+    assert main(WORDS) == 1
+    assert "[output-exists]" in capsys.readouterr().err
+    Path("out/Subtomograms/TS_01/mine.txt").write_text("keep")
+    assert main([*WORDS[:-2], "--stack2d", "--overwrite", "--o", "out/"]) == 0
+    names = set(contents())
+    assert "Subtomograms/TS_01/mine.txt" in names
+    assert "Subtomograms/TS_01/1_stack2d.mrcs" in names
+    assert not [name for name in names if name.endswith("_data.mrc")]
+
+
+def test_an_interrupted_run_continues_to_the_same_files(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tomogram that failed is done by the next start; the other one is kept."""
+    assert main(WORDS) == 0
+    whole = contents()
+    for path in Path("out").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    load = worker.load_tomogram
+
+    def fail_second(options, tomogram, index, used):  # type: ignore[no-untyped-def]
+        if tomogram.name == "TS_03":
+            raise InputError("tilt image went away")
+        return load(options, tomogram, index, used)
+
+    monkeypatch.setattr(worker, "load_tomogram", fail_second)
+    assert main(WORDS) == 1
+    assert not Path("out/particles.star").exists()
+    Path("out/Subtomograms/TS_03/.1_data.mrc.tmp-1-2").write_bytes(b"half")
+    monkeypatch.undo()
+    monkeypatch.chdir(case.path)
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 2
+    assert contents() == whole
+
+
+def spoil_image(case: ProjectCopy, how: str) -> None:
+    """Damage the tilt images of TS_03: point its table at a private, spoilt copy of one."""
+    target = case.path / "spoilt.mrc"
+    content = (case.path / "../frames/plain/TS_03_002.mrc").read_bytes()
+    if how == "truncated":
+        target.write_bytes(content[:5000])
+    elif how == "unreadable":
+        target.write_bytes(b"not an image at all")
+    elif how == "another size":
+        target.write_bytes((case.path / "../frames/odd/TS_03_002.mrc").read_bytes())
+    case.replace("tilt_series/TS_03.star", "../frames/plain/TS_03_002.mrc", "spoilt.mrc")
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "unreadable", "another size"])
+def test_bad_images_stop_the_job_or_are_left_out(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """The checks name tomogram and file; --allow_failures extracts the others and says so."""
+    spoil_image(case, how)
+    assert main(WORDS) == 1
+    text = capsys.readouterr().err
+    assert "TS_03" in text
+    assert "spoilt.mrc" in text
+    assert not Path("out").exists()
+    assert main([*WORDS, "--allow_failures"]) == 0
+    captured = capsys.readouterr()
+    assert "Merged without failed tomograms: TS_03" in captured.err
+    assert "TS_03" not in Path("out/particles.star").read_text().split("data_particles")[1]
+    dropped = Path("out/dropped.star").read_text()
+    assert dropped.count('"tomogram failed"') == 3
+    assert "TS_03" in json.loads(Path("out/run_summary.json").read_text())["failures"]
+
+
+def test_failures_during_the_run_can_be_left_out(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --allow_failures a tomogram that fails while extracting is left out, with its reason."""
+
+    def fail(options, tomogram, index, used):  # type: ignore[no-untyped-def]
+        if tomogram.name == "TS_01":
+            raise OSError(5, "Input/output error")
+        return load(options, tomogram, index, used)
+
+    load = worker.load_tomogram
+    monkeypatch.setattr(worker, "load_tomogram", fail)
+    assert main([*WORDS, "--allow_failures"]) == 0
+    failures = json.loads(Path("out/run_summary.json").read_text())["failures"]
+    assert "Input/output error" in failures["TS_01"]
+    assert Path("out/dropped.star").read_text().count('"tomogram failed"') == 2
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Particles, files, bytes and memory are named; the bytes are exact."""
+    assert main([*WORDS, "--dry_run"]) == 0
+    text = capsys.readouterr().out
+    assert not Path("out").exists()
+    assert main(WORDS) == 0
+    written = sum(path.stat().st_size for path in Path("out/Subtomograms").rglob("*.mrc"))
+    assert f"4 particles kept, 1 dropped, 2 tomograms, {written} bytes of images" in text
+    assert "8 image files; private memory" in text
+
+
+def test_too_little_disk_space_is_refused(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The check compares the exact need with what is free, unless it is told not to."""
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert main(WORDS) == 1
+    assert "Disk space in out/" in capsys.readouterr().err
+    assert main([*WORDS, "--ignore_disk_space"]) == 0

@@ -1,0 +1,24 @@
+"""The documentation names what the program has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from relion_pseudosubtomo.findings import ADVICE
+from relion_pseudosubtomo.plan import DROP_REASONS
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize("code", sorted(ADVICE))
+def test_every_code_is_documented(code: str) -> None:
+    """docs/messages.md has a line with the code and what to do."""
+    assert f"| `{code}` | {ADVICE[code]} |" in (DOCS / "messages.md").read_text()
+
+
+@pytest.mark.parametrize("reason", DROP_REASONS)
+def test_every_drop_reason_is_documented(reason: str) -> None:
+    """docs/messages.md explains each reason."""
+    assert f"Dropped N: {reason}`" in (DOCS / "messages.md").read_text()
