@@ -31,7 +31,7 @@ make_environment() {
     shift 2
     require_build_tools
     [ -x "$directory/bin/python" ] || python3 -m venv "$directory"
-    PYTHON=$directory/bin/python
+    PYTHON=$(cd "$directory/bin" && pwd)/python
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     "$PYTHON" -m pip install -q --upgrade pip
     echo "Installing relion_pseudosubtomo$extras into $directory"

