@@ -189,7 +189,7 @@ def parse_options(arguments: Sequence[str]) -> JobOptions:
     ignored = [name for name in ("theme", "diag", "env") if values.pop(name) not in (None, False)]
     if ignored:
         logger.info("Accepted without effect: %s", ", ".join(f"--{name}" for name in ignored))
-    if values["crop"] is None:
+    if values["crop"] is None or values["crop"] < 0:  # RELION's own default is -1
         values["crop"] = values["box"]
     if values["debug"]:
         values["log_level"] = "debug"
@@ -220,11 +220,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status (spec 4.5)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     configure_logging("info")
+    hint = " relion_pseudosubtomo --help lists the options."
     try:
         options = parse_options(words)
+        hint = ""
         return _run(options, ["relion_pseudosubtomo", *words])
     except UsageError as error:
-        logger.error("%s. relion_pseudosubtomo --help lists the options.", error)
+        logger.error("%s.%s", error, hint)
         _tell_pipeline(words)
         return EXIT_USAGE
     except SystemExit as leave:  # --help and --version

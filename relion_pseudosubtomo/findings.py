@@ -89,7 +89,12 @@ class Finding:
 
     def __str__(self) -> str:
         """Return the line a user sees."""
-        return f"{self.severity} [{self.code}] {self.message}. {ADVICE[self.code]}"
+        return f"{self.severity} {self.text}"
+
+    @property
+    def text(self) -> str:
+        """The same without the severity, for a log that shows it anyway."""
+        return f"[{self.code}] {self.message}. {ADVICE[self.code]}"
 
 
 @dataclass

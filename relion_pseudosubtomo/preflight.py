@@ -70,7 +70,7 @@ def read_and_check(options: JobOptions) -> JobInput:
     check_output_directory(options, findings)
     job = _read(options, findings)
     if findings.errors or job is None:
-        raise InputError(format_findings(findings))
+        raise InputError("the input cannot be used\n" + format_findings(findings))
     return job
 
 

@@ -86,7 +86,7 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
     started = time.perf_counter()
     job = read_and_check(options)
     for finding in job.findings:
-        logger.warning("%s", finding)
+        logger.warning("%s", finding.text)
     plan = make_plan(options, job.tomogram_set, job.particle_set, job.trajectories)
     for line in drop_lines(plan, len(job.particle_set)):
         logger.warning("%s", line)

@@ -182,11 +182,15 @@ class Worker:
         self, task: Task, share: Share, extract: Callable[[int, Share], list[OutputFile]]
     ) -> None:
         """Extract and write particles until none is left; runs in each thread."""
-        for i in share.take_particles():
-            files = extract(i, share)
-            started = time.perf_counter()
-            n_bytes, n_clipped = self._write(task.stems[i], files)
-            share.count(n_bytes, n_clipped, time.perf_counter() - started)
+        try:
+            for i in share.take_particles():
+                files = extract(i, share)
+                started = time.perf_counter()
+                n_bytes, n_clipped = self._write(task.stems[i], files)
+                share.count(n_bytes, n_clipped, time.perf_counter() - started)
+        except BaseException:
+            share.fail()
+            raise
 
     def _prepare(self, given: TaskInput) -> Callable[[int, Share], list[OutputFile]]:
         """Return the function that extracts particle i of a task (spec 2.4 to 2.10)."""
@@ -304,16 +308,16 @@ class Share:
 
     def take_particles(self) -> Iterator[int]:
         """Yield particles for the calling thread until none is left, or another thread failed."""
-        try:
-            while not (self._failed or self._stop()):
-                with self._lock:
-                    i = next(self._indices, None)
-                if i is None:
-                    return
-                yield i
-        except GeneratorExit:  # the calling thread failed with the particle in hand
-            self._failed = True
-            raise
+        while not (self._failed or self._stop()):
+            with self._lock:
+                i = next(self._indices, None)
+            if i is None:
+                return
+            yield i
+
+    def fail(self) -> None:
+        """Let the other threads take no further particle."""
+        self._failed = True
 
     def extractor(
         self, settings: ExtractionSettings, free: list[ParticleExtractor]

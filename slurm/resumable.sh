@@ -27,12 +27,14 @@ options=(--b 192 --crop 96 --bin 4 --stack2d)
 
 set -euo pipefail
 export PATH=$environment/bin:$PATH
-readonly stopped_by_signal=75
+stopped=75    # exit status of the program after a signal
+too_early=138 # and where the signal came before the program was ready for it
 
 step=
 signalled=
 cancelled=
-trap 'signalled=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
+tell_step() { [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null || true; }
+trap 'signalled=1; tell_step' USR1
 trap 'cancelled=1' TERM # scancel: the job is not wanted any more
 
 # In the background: bash runs a trap only between commands, and would not come to it under a
@@ -41,7 +43,7 @@ srun --mpi="$mpi" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     relion_pseudosubtomo --i "$input" --o "$output" --j "$SLURM_CPUS_PER_TASK" \
     --only_do_unfinished "${options[@]}" &
 step=$!
-[ -z "$signalled" ] || kill -USR1 "$step"
+[ -z "$signalled" ] || tell_step
 
 # wait returns early, with a status above 128, whenever a trap has run; the step is still there then.
 while true; do
@@ -50,7 +52,7 @@ while true; do
     if [ "$status" -le 128 ] || ! kill -0 "$step" 2>/dev/null; then break; fi
 done
 
-if [ "$status" -eq "$stopped_by_signal" ] && [ -z "$cancelled" ]; then
+if { [ "$status" -eq $stopped ] || [ "$status" -eq $too_early ]; } && [ -z "$cancelled" ]; then
     echo "Stopped by a signal, start $((${SLURM_RESTART_COUNT:-0} + 1)): back to the queue to go on"
     scontrol requeue "$SLURM_JOB_ID" ||
         echo "This cluster does not requeue: submit the script again, it goes on where it stopped" >&2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import platform
 from types import TracebackType
@@ -10,6 +12,11 @@ from types import TracebackType
 from relion_pseudosubtomo.errors import InputError, OutputError
 
 LOCK_NAME = ".lock"
+
+#: What file systems without locks answer: Lustre mounted without them, some NFS servers.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+logger = logging.getLogger("relion_pseudosubtomo")
 
 
 class DirectoryLock:
@@ -41,7 +48,15 @@ class DirectoryLock:
             raise OutputError(f"{self._path} could not be written: {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                logger.warning(
+                    "%s: this file system has no locks; make sure that only one job writes here",
+                    self._path,
+                )
+                return self
+            if not isinstance(error, BlockingIOError):
+                raise OutputError(f"{self._path} cannot be locked: {error.strerror}") from error
             holder = os.pread(self._file, 4096, 0).decode(errors="replace").strip()
             os.close(self._file)
             raise InputError(

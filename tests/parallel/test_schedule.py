@@ -23,7 +23,7 @@ from relion_pseudosubtomo.parallel.work import Piece
 Items = Counter[tuple[int, int]]
 
 #: Times a rank asks or is done before a test gives up: far more than any of them needs.
-MOST_STEPS = 50_000
+MOST_STEPS = 10_000
 
 
 def steps_while(condition: Callable[[], object]) -> Iterator[int]:
