@@ -179,7 +179,8 @@ def _check_window(options: JobOptions, findings: Findings) -> None:
     findings.warning(
         "fractional-window",
         f"--b {options.box} at --bin {options.binning:g} is {exact:g} unbinned pixels, cut as "
-        f"{options.window}: as in RELION particles appear at {exact / options.window:.4f} of their size "
+        f"{options.window}: as in RELION particles appear at {exact / options.window:.4f} of their "
+        "size "
         f"and {abs(options.window / (2 * options.binning) - options.box / 2):.3f} binned pixels "
         "off centre" + (f"; box sizes without this: {', '.join(good)}" if good else ""),
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import AbstractContextManager
 from types import TracebackType
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 #: Seconds between two lines of a batch log.
 LINE_INTERVAL = 30.0
@@ -28,12 +30,16 @@ class Progress:
         self._total = total
         self._done = 0
         self._started = self._last_line = time.monotonic()
+        self._log_above: AbstractContextManager[None] | None = None
         self._bar = tqdm(
             total=total, unit=" particles", file=sys.stdout, disable=not sys.stdout.isatty()
         )
 
     def __enter__(self) -> Progress:
-        """Return the progress itself."""
+        """Show the bar; lines of the log go above it."""
+        if not self._bar.disable:
+            self._log_above = logging_redirect_tqdm([logger])
+            self._log_above.__enter__()
         return self
 
     def __exit__(
@@ -44,6 +50,8 @@ class Progress:
     ) -> None:
         """Close the bar."""
         self._bar.close()
+        if self._log_above is not None:
+            self._log_above.__exit__(kind, error, trace)
 
     def advance(self, n: int) -> None:
         """Count finished particles."""
