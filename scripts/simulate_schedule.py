@@ -4,20 +4,23 @@ The scheduler and rank 0's loop are the program's own; only the clock and the ra
 
     python scripts/simulate_schedule.py
 
-prints the table of docs/scheduling.md in about a minute. What is simulated: a job of `--b 192 --crop
-96 --bin 4` on 41 frames, one thread a rank, with the costs that the program itself estimates; each
-tomogram then takes 5 % (standard deviation) more or less than estimated. Loading a tomogram is
-counted in full, although the program hides most of it behind the extraction of the one before.
+prints the tables of docs/scheduling.md in about a minute. What is simulated: a job of `--b 192
+--crop 96 --bin 4` on 41 frames, one thread a rank, with the costs that the program itself
+estimates; each tomogram then takes 5 % (standard deviation) more or less than estimated. Loading a
+tomogram is counted in full, although the program hides most of it behind the extraction of the one
+before.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import pickle
 import random
+import statistics
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +46,10 @@ NOISE = 0.05
 
 #: Particles of which every message of a piece tells, whatever the piece's size.
 PARTICLES_A_MESSAGE = 1500
+
+#: Particles of the pieces whose messages are measured one by one, and how often that is done.
+MEASURED_SIZES = (1500, 3000)
+N_MEASUREMENTS = 101
 
 #: Tomograms whose images a rank keeps.
 N_KEPT_LOADED = 2
@@ -91,12 +98,12 @@ def make_cases() -> list[Case]:
     return [
         Case("10,000 x 10 to 3,000", draw_sizes(10_000, 10, 3000), (8, 64, 512, 1024)),
         Case("500 x 100", (100,) * 500, (8, 64)),
-        Case("5 x 10,000", (10_000,) * 5, (5, 8, 64)),
+        Case("5 x 10,000", (10_000,) * 5, (5, 8, 64, 256)),
     ]
 
 
 def draw_sizes(n_tomograms: int, least: int, most: int) -> tuple[int, ...]:
-    """Return log-uniform numbers of particles: as many tomograms of 10 to 20 as of 1,000 to 2,000."""
+    """Return log-uniform numbers of particles: as many from 10 to 20 as from 1,000 to 2,000."""
     draw = random.Random(SEED)
     return tuple(round(least * (most / least) ** draw.random()) for _ in range(n_tomograms))
 
@@ -130,14 +137,15 @@ def lower_bound(real: Sequence[TaskCost], n_ranks: int, *, split: bool) -> float
     cannot be divided: a tomogram, or one particle of it where tomograms may be split.
     """
     equal_part = sum(map(whole_cost, real)) / n_ranks
-    return max(equal_part, *(cost.start + cost.item if split else whole_cost(cost) for cost in real))
+    return max(
+        equal_part, *(cost.start + cost.item if split else whole_cost(cost) for cost in real)
+    )
 
 
 def static_seconds(real: Sequence[TaskCost], n_ranks: int) -> float:
-    """Return the time of RELION's way: the list of tomograms in one block a rank, as equal as can be."""
+    """Return the time of RELION's way: one block of the tomogram list a rank, equal in number."""
     edges = [len(real) * rank // n_ranks for rank in range(n_ranks + 1)]
-    blocks = zip(edges, edges[1:], strict=False)
-    return max(sum(map(whole_cost, real[first:stop])) for first, stop in blocks)
+    return max(sum(map(whole_cost, real[first:stop])) for first, stop in itertools.pairwise(edges))
 
 
 class Stopwatch:
@@ -296,7 +304,7 @@ def make_description(n_particles: int, n_frames: int = N_FRAMES) -> TaskInput:
     return TaskInput(task, particle_set.take_numbers(rows), None, "0" * 64)
 
 
-def make_table(cases: Iterable[Case]) -> Iterable[str]:
+def make_table(cases: Iterable[Case]) -> Iterator[str]:
     """Yield the lines of a Markdown table."""
     columns = (
         "tomograms x particles",
@@ -340,9 +348,34 @@ def make_table(cases: Iterable[Case]) -> Iterable[str]:
                 yield f"| {' | '.join(cells)} |"
 
 
+def make_message_table() -> Iterator[str]:
+    """Yield the lines of a Markdown table: size of a message, and the time to make and read it."""
+    yield "| particles x frames in a message | kB | ms to pack | ms to unpack |"
+    yield "|---|---|---|---|"
+    for n_particles in MEASURED_SIZES:
+        description = make_description(n_particles)
+        message = pickle.dumps(description, pickle.HIGHEST_PROTOCOL)
+        pack = measure(lambda given=description: pickle.dumps(given, pickle.HIGHEST_PROTOCOL))
+        unpack = measure(lambda packed=message: pickle.loads(packed))
+        numbers = f"{len(message) / 1e3:.0f} | {1e3 * pack:.2f} | {1e3 * unpack:.2f}"
+        yield f"| {n_particles:,} x {N_FRAMES} | {numbers} |"
+
+
+def measure(action: Callable[[], object]) -> float:
+    """Return the median processor time of an action in seconds."""
+    times = []
+    for _ in range(N_MEASUREMENTS):
+        watch = Stopwatch()
+        watch.start()
+        action()
+        watch.stop()
+        times.append(watch.seconds)
+    return statistics.median(times)
+
+
 def main() -> None:
-    """Print the table."""
-    for line in make_table(make_cases()):
+    """Print both tables."""
+    for line in itertools.chain(make_table(make_cases()), [""], make_message_table()):
         print(line, flush=True)
 
 
