@@ -218,6 +218,8 @@ def configure_logging(level: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status (spec 4.5)."""
+    from relion_pseudosubtomo.parallel.launch import speaks_for_all
+
     words = list(sys.argv[1:] if arguments is None else arguments)
     configure_logging("info")
     hint = " relion_pseudosubtomo --help lists the options."
@@ -226,8 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = ""
         return _run(options, ["relion_pseudosubtomo", *words])
     except UsageError as error:
-        logger.error("%s.%s", error, hint)
-        _tell_pipeline(words)
+        if speaks_for_all(os.environ):
+            logger.error("%s.%s", error, hint)
+            _tell_pipeline(words)
         return EXIT_USAGE
     except SystemExit as leave:  # --help and --version
         return int(leave.code or 0)
@@ -250,7 +253,7 @@ def _run(options: JobOptions, command: list[str]) -> int:
     # imported here so that --help does not wait for the numerics
     from relion_pseudosubtomo.parallel.launch import open_world, usable_cores
     from relion_pseudosubtomo.parallel.threads import resolve_threads
-    from relion_pseudosubtomo.pipeline import PipelineControl
+    from relion_pseudosubtomo.pipeline import FAILURE, PipelineControl
     from relion_pseudosubtomo.run import Start
     from relion_pseudosubtomo.signals import StopSignals
     from relion_pseudosubtomo.task_work import TaskWork
@@ -277,7 +280,10 @@ def _run(options: JobOptions, command: list[str]) -> int:
         def make_work(shared: SharedJob, n_sharing: int) -> TaskWork:
             return TaskWork(shared, count_threads(n_sharing))
 
-        return world.lead(main_rank, make_work, signals.wanted)
+        def on_abort() -> None:
+            PipelineControl(options.pipeline_control).finish(FAILURE)
+
+        return world.lead(main_rank, make_work, signals.wanted, on_abort)
 
 
 def _run_here(options: JobOptions, start: Start, pool: Pool) -> int:

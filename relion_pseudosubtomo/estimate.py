@@ -65,6 +65,10 @@ def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int
         workspace += 16 * half * s + 8 * half * (n + 1) + 4 * half * s
         workspace += 16 * (n + 3) ** 2 * (n // 2 + 2)
         workspace += (8 + 8) * n * n * (n // 2 + 1) + 4 * n**3
+    if options.real_subtomo:
+        binning = next((t.tomogram_binning for t in tomograms if t.tomogram_binning), 1.0)
+        padded = 2 * real_box_size(n, options.binning, binning)
+        workspace = 16 * padded**3  # the padded box and its transform, with their copies
     tables = max((t.n_frames for t in tomograms), default=0) * 4 * half * s
     tables *= 2 if options.whiten else 1
     return _BASE_MEMORY + threads * workspace + 2 * tables

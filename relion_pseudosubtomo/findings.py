@@ -22,7 +22,9 @@ ADVICE: dict[str, str] = {
     "only-tomogram": "Give the name as it stands in the tomogram set.",
     "output-directory": "Give another --o, or make that directory writable.",
     "output-options": "Give the options of that run, or another --o, or --overwrite.",
-    "output-exists": "Give another --o, or move the results there away.",
+    "output-exists": "Continue that run with --only_do_unfinished, replace its results with "
+    "--overwrite, or give another --o.",
+    "output-locked": "Another job is writing to this directory: wait for it, or give another --o.",
     # STAR files
     "missing-file": "Start the program in the RELION project directory, or correct the path.",
     "unreadable-file": "Check the permissions.",
@@ -46,8 +48,10 @@ ADVICE: dict[str, str] = {
     "deformation-ignored": "Add the model's type to use it.",
     "no-frames": "Remove the tomogram, or complete its tilt table.",
     "frame-count": "The tilt table and the image file have to list the same tilts.",
-    "image-missing": "Start the program in the RELION project directory, or restore the file.",
-    "image-unreadable": "Copy or make the file again.",
+    "image-missing": "Start the program in the RELION project directory, or restore the file, or "
+    "leave the tomogram out with --allow_failures.",
+    "image-unreadable": "Copy or make the file again, or leave the tomogram out with "
+    "--allow_failures.",
     "image-index": "Correct the number or the stack.",
     "image-size": "All images of one series have to have one size.",
     "pixel-size": "The STAR file's is used; check which of the two is right.",

@@ -24,8 +24,6 @@ class LoadedTomogram:
     ----------
     index : int
         Place of the tomogram in the tomogram set.
-    used : ndarray, shape (n_frames,), bool
-        Frames that have weights.
     images : TiltImages
         Mapped files, or converted arrays.
     tables : FrameTables
@@ -33,13 +31,8 @@ class LoadedTomogram:
     """
 
     index: int
-    used: NDArray[np.bool_]
     images: TiltImages
     tables: FrameTables
-
-    def serves(self, index: int, used: NDArray[np.bool_]) -> bool:
-        """Return whether this is a given tomogram with all frames that are wanted."""
-        return self.index == index and bool(np.all(self.used | ~used))
 
 
 def load_tomogram(
@@ -80,7 +73,7 @@ def load_tomogram(
         cutoff=options.cutoff_fract,
         noise=noise,
     )
-    return LoadedTomogram(index, used, TiltImages.from_arrays(mapped), tables)
+    return LoadedTomogram(index, TiltImages.from_arrays(mapped), tables)
 
 
 def _noise_weights(

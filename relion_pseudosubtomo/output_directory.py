@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io.atomic import TEMPORARY_PATTERN
 from relion_pseudosubtomo.io.fingerprint import describe_options
 from relion_pseudosubtomo.io.records import FOLDER, Record, RecordStore
@@ -20,6 +21,9 @@ from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.task_work import writes_records
 
 logger = logging.getLogger("relion_pseudosubtomo")
+
+#: Seconds that records of other nodes may take to show.
+RECORDS_APPEAR = 10.0
 
 #: Everything a run writes into the output directory itself.
 TOP_FILES = (
@@ -78,11 +82,12 @@ class OutputDirectory:
         self._options = options
         self._path = Path(options.output)
         self.records = RecordStore(options.output)
+        self._obsolete: list[Record] = []
 
-    def prepare(
+    def examine(
         self, tomogram_set: TomogramSet, tasks: tuple[Task, ...], fingerprints: dict[int, str]
     ) -> tuple[Completed, list[Record]]:
-        """Clear what must go; return what is done already, and the records that say so.
+        """Return what is done already, and the records that say so; nothing is changed yet.
 
         Parameters
         ----------
@@ -92,24 +97,22 @@ class OutputDirectory:
         fingerprints : dict of int to str
             By task number.
         """
-        if self._options.overwrite:
-            self._remove_results()
-        self.remove_temporary_files()
-        for name in TOP_FILES:  # stale until everything is done again
-            if name != "note.txt" or self._options.pipeline_control is None:  # else RELION's own
-                (self._path / name).unlink(missing_ok=True)
         by_name = {tomogram_set.tomograms[task.tomogram].name: task for task in tasks}
         completed, kept, n_stale = Completed(), [], 0
         for record in sorted(self.records.read_all(), key=_whole_first):
             task = by_name.get(record.tomogram)
-            if task is None:
-                if self._options.only_tomogram is None:
-                    self.records.remove(record)
+            if self._options.overwrite:
+                self._obsolete.append(record)
+            elif task is None:
+                # left out of this run, or its images cannot be read now: its results stay good
+                is_away = record.tomogram in tomogram_set.failed
+                if not is_away and self._options.only_tomogram is None:
+                    self._obsolete.append(record)
             elif not self._trusted(record, task, fingerprints[task.number]):
-                self.records.remove(record)
+                self._obsolete.append(record)
                 n_stale += 1
             elif completed.overlaps(task.number, record.first, record.stop):
-                self.records.remove(record)  # a kill fell between joining records and removing them
+                self._obsolete.append(record)  # a kill fell between joining and removing
             else:
                 completed.add(task.number, record.first, record.stop)
                 kept.append(record)
@@ -121,6 +124,25 @@ class OutputDirectory:
             )
         return completed, kept
 
+    def begin(self) -> None:
+        """Remove what is obsolete; note first what the new results are made with."""
+        if writes_records(self._options):
+            self.records.write_job(describe_options(self._options))
+        for record in self._obsolete:
+            for name in record.files() if self._options.overwrite else ():
+                (self._path / name).unlink(missing_ok=True)
+            self.records.remove(record)
+        self.remove_temporary_files()
+        if self._options.only_tomogram is not None and (self._path / "particles.star").exists():
+            logger.warning(
+                "particles.star will hold %s alone; a run with --only_do_unfinished and without "
+                "--only_tomogram merges all tomograms again",
+                self._options.only_tomogram,
+            )
+        for name in TOP_FILES:  # stale until everything is done again
+            if name != "note.txt" or self._options.pipeline_control is None:  # else RELION's own
+                (self._path / name).unlink(missing_ok=True)
+
     def _trusted(self, record: Record, task: Task, fingerprint: str) -> bool:
         return (
             record.fingerprint == fingerprint
@@ -129,14 +151,6 @@ class OutputDirectory:
             and record.suffixes == self._options.image_suffixes
             and self.records.is_intact(record, with_sums=self._options.sum)
         )
-
-    def _remove_results(self) -> None:
-        """Remove what the records of an earlier run name, and the records (`--overwrite`)."""
-        for record in self.records.read_all():
-            for name in record.files():
-                (self._path / name).unlink(missing_ok=True)
-            self.records.remove(record)
-        shutil.rmtree(self._path / FOLDER, ignore_errors=True)
 
     def remove_temporary_files(self) -> None:
         """Remove what a killed run or rank left half-written; nobody else may be writing."""
@@ -154,6 +168,8 @@ class OutputDirectory:
         InputError
         """
         free = shutil.disk_usage(self._path).free
+        if self._options.overwrite:
+            free += sum(size for record in self._obsolete for size in record.sizes)
         if n_bytes > free and not self._options.ignore_disk_space:
             raise InputError(
                 f"Disk space in {self._options.output}: expected {n_bytes / 1e9:.2f} GB free, "
@@ -169,15 +185,31 @@ class OutputDirectory:
         list of Record
             One a task, in order.
         """
-        by_name: dict[str, list[Record]] = defaultdict(list)
-        for record in self.records.read_all():
-            by_name[record.tomogram].append(record)
         joined = []
         for task in tasks:
-            name = tomogram_set.tomograms[task.tomogram].name
-            parts = sorted(by_name[name], key=lambda record: record.first)
+            parts = self._await_records(tomogram_set.tomograms[task.tomogram].name, len(task))
             joined.append(parts[0] if len(parts) == 1 else self._join(parts))
         return joined
+
+    def _await_records(self, tomogram: str, n_particles: int) -> list[Record]:
+        """Return the records of a finished tomogram, which together cover each particle once.
+
+        What another node wrote may take a moment to show on a network file system.
+        """
+        deadline = time.monotonic() + RECORDS_APPEAR
+        while True:
+            parts = sorted(self.records.read_tomogram(tomogram), key=lambda part: part.first)
+            edges = [0, *(part.stop for part in parts)]
+            if edges[-1] == n_particles and [p.first for p in parts] == edges[:-1]:
+                return parts
+            if time.monotonic() > deadline:
+                raise OutputError(
+                    f"Completion records of {tomogram} in {self._path / FOLDER}: expected all of "
+                    f"particles 0 to {n_particles}, found "
+                    f"{', '.join(f'{p.first} to {p.stop}' for p in parts) or 'none'}. Start again "
+                    "with --only_do_unfinished"
+                )
+            time.sleep(0.5)
 
     def _join(self, parts: list[Record]) -> Record:
         whole = dataclasses.replace(
@@ -197,15 +229,10 @@ class OutputDirectory:
             self.records.remove(part)
         return whole
 
-    def begin(self) -> None:
-        """Note what the results are made with, before the first of them is written."""
-        if writes_records(self._options):
-            self.records.write_job(describe_options(self._options))
-
     def forget_range(self, tomogram: str, first: int, stop: int) -> None:
         """Remove the records inside a range that will be done again."""
-        for record in self.records.read_all():
-            if record.tomogram == tomogram and first <= record.first and record.stop <= stop:
+        for record in self.records.read_tomogram(tomogram):
+            if first <= record.first and record.stop <= stop:
                 self.records.remove(record)
 
 

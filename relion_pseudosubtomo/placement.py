@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import deformation, geometry
-from relion_pseudosubtomo.model import ParticleSet, Tomogram, Trajectories
+from relion_pseudosubtomo.model import ParticleSet, Tomogram
 from relion_pseudosubtomo.options import JobOptions
 
 Floats = NDArray[np.floating]
@@ -41,7 +41,7 @@ def place_particles(
     options: JobOptions,
     tomogram: Tomogram,
     particle_set: ParticleSet,
-    trajectories: Trajectories | None,
+    shifts: Floats | None,
     rows: NDArray[np.int64],
 ) -> Placement:
     """Place particles of one tomogram.
@@ -53,8 +53,8 @@ def place_particles(
         With its frames.
     particle_set : ParticleSet
         Its numbers; the columns of text are not used.
-    trajectories : Trajectories or None
-        One a particle of the set.
+    shifts : ndarray, shape (m, n_frames, 3), or None
+        Trajectories of these particles: (x, y, z) in Angstrom in the tomogram's axes.
     rows : ndarray, shape (m,), int64
         Rows of the particle set, all of this tomogram.
     """
@@ -65,8 +65,7 @@ def place_particles(
         offset = particle_set.offset[rows]
         position = geometry.apply_offset(position, offset, a_sub, tomogram.pixel_size)
     moving = position
-    if trajectories is not None:
-        shifts = np.stack([trajectories.shifts[row] for row in rows])
+    if shifts is not None:
         moving = position[:, None, :] + shifts / tomogram.pixel_size
     point = geometry.project_points(tomogram.projections, moving)[..., :2]
     model = tomogram.deformation

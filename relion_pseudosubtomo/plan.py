@@ -116,7 +116,8 @@ def make_plan(
         if tomogram.name in tomogram_set.failed:
             reasons.update(dict.fromkeys(rows.tolist(), FAILED_TOMOGRAM))
             continue
-        placed = place_particles(options, tomogram, particle_set, trajectories, rows)
+        shifts = None if trajectories is None else trajectories.stack(rows)
+        placed = place_particles(options, tomogram, particle_set, shifts, rows)
         radius = options.binning * options.crop / 2
         inside = is_inside_image(placed.image_point, tomogram.image_size_xy, radius)
         visible = inside & within_dose(options, tomogram)

@@ -11,7 +11,8 @@ import numpy as np
 
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings, list_first
-from relion_pseudosubtomo.io.fingerprint import describe_options
+from relion_pseudosubtomo.io.fingerprint import FLAGS, describe_options
+from relion_pseudosubtomo.io.lock import find_holder
 from relion_pseudosubtomo.io.optimisation_set import resolve
 from relion_pseudosubtomo.io.particles import make_particle_set, read_particle_table
 from relion_pseudosubtomo.io.records import RecordStore
@@ -102,8 +103,27 @@ def check_output_directory(options: JobOptions, findings: Findings) -> None:
             expected="a directory that can be written to",
             found=f"{existing} without permission to write",
         )
-    elif not options.dry_run:
-        _check_results(options, findings)
+    else:
+        found = Findings()
+        holder = find_holder(path)
+        if holder:
+            found.error("output-locked", f"output {path}", expected="no other job", found=holder)
+        else:
+            _check_results(options, found)
+        findings.extend(found.as_warnings() if options.dry_run else found)
+
+
+def check_unchanged(options: JobOptions) -> None:
+    """Look again once the directory's lock is held: another job may have come and gone.
+
+    Raises
+    ------
+    InputError
+    """
+    findings = Findings()
+    _check_results(options, findings)
+    if findings.errors:
+        raise InputError("another job has used the directory\n" + format_findings(findings))
 
 
 def _check_results(options: JobOptions, findings: Findings) -> None:
@@ -132,9 +152,9 @@ def _check_results(options: JobOptions, findings: Findings) -> None:
             if now.get(name) != former.get(name):
                 findings.error(
                     "output-options",
-                    f"option {name} of the results in {path}",
-                    expected=now.get(name, "nothing"),
-                    found=former.get(name, "nothing"),
+                    f"--{FLAGS.get(name, name)} is not that of the results in {path}",
+                    expected=former.get(name, "nothing"),
+                    found=now.get(name, "nothing"),
                 )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from relion_pseudosubtomo import merge
 from relion_pseudosubtomo.core import kernels
@@ -23,7 +26,7 @@ from relion_pseudosubtomo.parallel.work import Outcome, Piece
 from relion_pseudosubtomo.parallel.world import Pool
 from relion_pseudosubtomo.pipeline import PipelineControl
 from relion_pseudosubtomo.plan import Plan, leave_out_tasks, make_plan
-from relion_pseudosubtomo.preflight import JobInput, read_and_check
+from relion_pseudosubtomo.preflight import JobInput, check_unchanged, read_and_check
 from relion_pseudosubtomo.progress import Progress
 from relion_pseudosubtomo.results import write_note, write_summary, write_sums, write_tables
 from relion_pseudosubtomo.summary import (
@@ -99,6 +102,7 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
     summary.failures.update(job.tomogram_set.failed)
     Path(options.output).mkdir(parents=True, exist_ok=True)
     with DirectoryLock(options.output, job=f"{pool.size} ranks"):
+        check_unchanged(options)
         run = Extraction(options, job, plan, summary, OutputDirectory(options))
         run.extract(pool, start)
         summary.close(time.perf_counter() - started, run.seconds, run.busy)
@@ -118,6 +122,12 @@ def _print_plan(options: JobOptions, job: JobInput, plan: Plan, ranks: int, thre
     n_files = len(plan.kept_rows) * len(options.image_suffixes)
     memory = rank_memory(options, tomograms, threads)
     logger.info("%d image files; private memory %.2f GB a rank", n_files, memory / 1e9)
+    folder = Path(options.output).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if sum(n_bytes) > free:
+        logger.warning("Disk space: only %.2f GB are free", free / 1e9)
     logger.info("Dry run: nothing was written.")
 
 
@@ -139,6 +149,12 @@ class Extraction:
         Wall time of the extraction.
     busy : dict of int to float
         Seconds each rank spent on pieces.
+    completed : Completed
+        What is done, by this run or earlier ones.
+    signalled : bool
+        Whether any rank was told to stop.
+    blameless : bool
+        Whether nothing failed for another reason than its input.
     """
 
     options: JobOptions
@@ -151,17 +167,18 @@ class Extraction:
     busy: dict[int, float] = field(default_factory=dict)
     completed: Completed = field(default_factory=Completed)
     signalled: bool = False
+    blameless: bool = True
 
     def extract(self, pool: Pool, start: Start) -> None:
         """Do what no record says is done; failures are noted, not raised."""
         if not kernels.IS_COMPILED:
             logger.warning("The compiled kernels are missing: the NumPy versions are far slower.")
         fingerprints = self._fingerprint()
-        self.completed, records = self.directory.prepare(
+        self.completed, records = self.directory.examine(
             self.job.tomogram_set, self.plan.tasks, fingerprints
         )
         self.summary.n_done_before = sum(len(record.stems) for record in records)
-        costs = self._costs()
+        costs = self._costs(start.threads)
         self.directory.check_space(self._bytes_to_write())
         self.directory.begin()
         logger.info(
@@ -201,12 +218,12 @@ class Extraction:
             for task in self.plan.tasks
         }
 
-    def _costs(self) -> list[TaskCost]:
+    def _costs(self, threads: int) -> list[TaskCost]:
         costs = []
         for task in self.plan.tasks:
             tomogram = self.job.tomogram_set.tomograms[task.tomogram]
             begin, each = task_seconds(self.options, tomogram, task)
-            costs.append(TaskCost(begin, each, self.completed.missing(task)))
+            costs.append(TaskCost(begin, each / threads, self.completed.missing(task)))
         return costs
 
     def _bytes_to_write(self) -> int:
@@ -224,7 +241,8 @@ class Extraction:
         return TaskInput(
             task,
             self.job.particle_set.take_numbers(task.rows),
-            None if moving is None else moving.take(task.rows),
+            None if moving is None else moving.stack(task.rows),
+            np.any(self.plan.tasks[piece.task].visible, axis=0),
             fingerprint,
         )
 
@@ -252,6 +270,7 @@ class Extraction:
         name, piece = self._name(outcome.piece), outcome.piece
         if outcome.error:
             self.failed.add(piece.task)
+            self.blameless = self.blameless and outcome.is_input
             self.summary.failures[name] = outcome.error
             logger.error("Tomogram %s failed: %s", name, outcome.error)
             if outcome.details:
@@ -286,7 +305,8 @@ def _log_result(name: str, rank: int, n_kept: int, result: TaskResult) -> None:
 def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
     """Merge what is complete, or say why nothing is merged."""
     summary, missing = run.summary, run.missing_tasks()
-    merging = not missing or (options.allow_failures and missing <= run.failed)
+    skipping = options.allow_failures and run.blameless and missing <= run.failed
+    merging = not missing or skipping
     if merging and missing == {task.number for task in run.plan.tasks}:
         merging = False
     if merging:
@@ -330,10 +350,10 @@ def _say_why_not_merged(start: Start, run: Extraction) -> int:
         logger.error("Stopped by a signal; no particles.star was written: %s", hint)
         return EXIT_STOPPED
     logger.error(
-        "%d tomograms failed, so no particles.star was written: %s. Mend them and %s, or leave "
-        "them out with --allow_failures",
+        "%d tomograms failed, so no particles.star was written: %s. Mend them and %s%s",
         len(run.summary.failures),
         ", ".join(run.summary.failures),
         hint,
+        ", or leave them out with --allow_failures" if run.blameless else "",
     )
     return EXIT_FAILED

@@ -146,9 +146,11 @@ class RunSummary:
     def lines(self) -> list[str]:
         """Return the summary as the log shows it."""
         peak = max(self.peak_memory.values(), default=0)
+        done = self.n_done_before + sum(item["particles"] for item in self.tomograms)
         before = f", {self.n_done_before} of them before" if self.n_done_before else ""
+        left = f", of these {done} done" if done < self.n_kept else ""
         lines = [
-            f"{self.n_particles} particles in, {self.n_kept} kept{before}, "
+            f"{self.n_particles} particles in, {self.n_kept} kept{left}{before}, "
             f"{self.n_particles - self.n_kept} dropped, in {self.n_tomograms} tomograms",
             f"{self.bytes_written / 1e6:.1f} MB of images written, "
             f"{self.particles_per_second:.1f} particles/s, {self.seconds:.1f} s, "

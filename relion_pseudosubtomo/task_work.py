@@ -31,7 +31,7 @@ class TaskWork:
 
     def prefetch(self, given: TaskInput) -> None:
         """Load what a piece needs while another is being done."""
-        self._worker.prefetch(given.task)
+        self._worker.prefetch(given)
 
     def do(self, given: TaskInput, control: Control) -> tuple[int, TaskResult]:
         """Extract a piece; return how many particles were done, and what was counted."""

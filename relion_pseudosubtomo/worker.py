@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from relion_pseudosubtomo.core.subtomogram import (
     ParticleView,
     Subtomogram,
 )
+from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.loading import LoadedTomogram, load_tomogram
 from relion_pseudosubtomo.model import (
@@ -34,7 +36,6 @@ from relion_pseudosubtomo.model import (
     TaskResult,
     Tomogram,
     TomogramSet,
-    Trajectories,
 )
 from relion_pseudosubtomo.options import JobOptions, real_box_size
 from relion_pseudosubtomo.placement import Placement, place_particles
@@ -69,15 +70,18 @@ class TaskInput:
     task : Task
     particles : ParticleSet
         The task's particles, in its order, without text.
-    trajectories : Trajectories or None
-        Theirs.
+    shifts : ndarray, shape (m, n_frames, 3), or None
+        Their trajectories: (x, y, z) in Angstrom in the tomogram's axes.
+    used : ndarray, shape (n_frames,), bool
+        Frames in which any kept particle of the whole tomogram is visible.
     fingerprint : str
         Of the tomogram's whole task, for the completion records.
     """
 
     task: Task
     particles: ParticleSet
-    trajectories: Trajectories | None
+    shifts: NDArray[np.floating] | None
+    used: NDArray[np.bool_]
     fingerprint: str
 
     def part(self, start: int, stop: int) -> TaskInput:
@@ -86,7 +90,8 @@ class TaskInput:
         return TaskInput(
             self.task.part(start, stop),
             self.particles.take(rows),
-            None if self.trajectories is None else self.trajectories.take(rows),
+            None if self.shifts is None else self.shifts[start:stop],
+            self.used,
             self.fingerprint,
         )
 
@@ -127,18 +132,19 @@ class Worker:
             cone=(options.cone_angle, options.cone_sig0) if options.cone_weight else None,
         )
 
-    def prefetch(self, task: Task) -> None:
+    def prefetch(self, given: TaskInput) -> None:
         """Load the tomogram of a task that comes next; at most two are kept."""
         if not self._job.options.real_subtomo:
-            self._load(task)
+            self._load(given)
 
-    def _load(self, task: Task) -> LoadedTomogram:
-        used = np.any(task.visible, axis=0)
-        with self._load_locks[task.tomogram]:  # the present one does not wait for the next
-            found = next((t for t in self._loaded if t.serves(task.tomogram, used)), None)
+    def _load(self, given: TaskInput) -> LoadedTomogram:
+        index = given.task.tomogram
+        with self._load_locks[index]:  # the present one does not wait for the next
+            found = next((t for t in self._loaded if t.index == index), None)
             if found is None:
-                tomogram = self._job.tomogram_set.tomograms[task.tomogram]
-                found = load_tomogram(self._job.options, tomogram, task.tomogram, used)
+                tomogram = self._job.tomogram_set.tomograms[index]
+                with images_may_fail(tomogram.name):
+                    found = load_tomogram(self._job.options, tomogram, index, given.used)
                 self._loaded = [*self._loaded[-1:], found]
             return found
 
@@ -183,8 +189,10 @@ class Worker:
     ) -> None:
         """Extract and write particles until none is left; runs in each thread."""
         try:
+            name = self._job.tomogram_set.tomograms[task.tomogram].name
             for i in share.take_particles():
-                files = extract(i, share)
+                with images_may_fail(name):
+                    files = extract(i, share)
                 started = time.perf_counter()
                 n_bytes, n_clipped = self._write(task.stems[i], files)
                 share.count(n_bytes, n_clipped, time.perf_counter() - started)
@@ -196,7 +204,7 @@ class Worker:
         """Return the function that extracts particle i of a task (spec 2.4 to 2.10)."""
         options, task = self._job.options, given.task
         tomogram = self._job.tomogram_set.tomograms[task.tomogram]
-        loaded = self._load(task)
+        loaded = self._load(given)
         views = particle_views(tomogram, task, self._place(tomogram, given))
         groups = given.particles.optics_row
         aberrations = {int(group): self._aberrations_of(int(group)) for group in np.unique(groups)}
@@ -221,7 +229,7 @@ class Worker:
     def _place(self, tomogram: Tomogram, given: TaskInput) -> Placement:
         particles = given.particles
         rows = np.arange(len(particles))
-        return place_particles(self._job.options, tomogram, particles, given.trajectories, rows)
+        return place_particles(self._job.options, tomogram, particles, given.shifts, rows)
 
     def _prepare_real(self, given: TaskInput) -> Callable[[int, Share], list[OutputFile]]:
         """Return the function that makes true subtomogram i of a task (spec 2.11)."""
@@ -229,14 +237,18 @@ class Worker:
         tomogram = self._job.tomogram_set.tomograms[task.tomogram]
         position = self._place(tomogram, given).position
         halves = [mrc.read_volume(path) for path in tomogram.reconstructions]
-        volume = np.asarray(np.sum(halves, axis=0, dtype=np.float32))
         binning = tomogram.tomogram_binning
         assert binning is not None  # the checks made sure
         size = real_box_size(options.crop, options.binning, binning)
 
         def extract(i: int, share: Share) -> list[OutputFile]:
             centre = position[i] / binning
-            box = realspace.cut_sphere(volume, centre, size, invert=not options.no_ic)
+            # linear, so the halves are added box by box and never held in memory whole
+            boxes = [
+                realspace.cut_sphere(half, centre, size, invert=not options.no_ic)
+                for half in halves
+            ]
+            box = np.asarray(np.sum(boxes, axis=0, dtype=np.float32))
             axes = tomogram.projections[task.visible[i], :2, :3]
             stack = realspace.project_box(box, axes)
             return [("_data.mrc", stack, binning * tomogram.pixel_size)]
@@ -264,7 +276,7 @@ class Worker:
         options = self._job.options
         n_bytes = n_clipped = 0
         if files:
-            Path(options.output, stem).parent.mkdir(parents=True, exist_ok=True)
+            make_folder(Path(options.output, stem).parent)
         for suffix, array, voxel in files:
             written, clipped = mrc.write_mrc(
                 Path(options.output, stem + suffix),
@@ -358,6 +370,24 @@ class Share:
             data, weight = self._result.sums
             data += subtomogram.data
             weight += subtomogram.weight
+
+
+@contextmanager
+def images_may_fail(tomogram: str) -> Iterator[None]:
+    """Turn an I/O error while images are read into an error of the input."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"Images of {tomogram} could not be read: {reason}") from error
+
+
+def make_folder(path: Path) -> None:
+    """Make an output folder and those above it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} could not be made: {error.strerror}") from error
 
 
 def volume_files(options: JobOptions, subtomogram: Subtomogram, voxel: float) -> list[OutputFile]:

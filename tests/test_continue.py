@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from project_copy import ProjectCopy
 
-from relion_pseudosubtomo import worker
+from relion_pseudosubtomo import output_directory, worker
 from relion_pseudosubtomo.cli import main
-from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.errors import InputError, OutputError
+from relion_pseudosubtomo.io import mrc
+from relion_pseudosubtomo.io.records import RecordStore
 
 WORDS = ["--p", "particles.star", "--t", "tomograms.star", "--b", "48", "--crop", "24"]
 WORDS += ["--bin", "2", "--j", "2", "--o", "out/"]
@@ -86,7 +88,7 @@ def test_other_options_are_refused(case: ProjectCopy, capsys: pytest.CaptureFixt
     assert main([*CONTINUE, "--whiten"]) == 1
     text = capsys.readouterr().err
     assert "[output-options]" in text
-    assert "option whiten of the results in out/: expected True, found False" in text
+    assert "--whiten is not that of the results in out/: expected False, found True" in text
     assert contents() == before
 
 
@@ -217,3 +219,65 @@ def test_too_little_disk_space_is_refused(
     assert main(WORDS) == 1
     assert "Disk space in out/" in capsys.readouterr().err
     assert main([*WORDS, "--ignore_disk_space"]) == 0
+
+
+def test_what_cannot_be_written_is_never_left_out_silently(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--allow_failures skips what cannot be read, not a full disk."""
+    write = mrc.write_mrc
+
+    def fill_up(path: Path, *arguments: object, **details: object) -> tuple[int, int]:
+        if path.parent.name == "TS_03":
+            raise OutputError(f"{path} could not be written: no space left")
+        return write(path, *arguments, **details)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(mrc, "write_mrc", fill_up)
+    assert main([*WORDS, "--allow_failures"]) == 1
+    assert not Path("out/particles.star").exists()
+    text = capsys.readouterr().err
+    assert "Tomogram TS_03 failed" in text
+    assert "leave them out with --allow_failures" not in text
+
+
+def test_missing_records_stop_the_merge(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sums and tables are made only where the records cover every particle."""
+    monkeypatch.setattr(output_directory, "RECORDS_APPEAR", 0.0)
+    monkeypatch.setattr(RecordStore, "read_tomogram", lambda self, tomogram: [])
+    assert main([*WORDS, "--sum"]) == 1
+    assert "Completion records of TS_01" in capsys.readouterr().err
+    assert not Path("out/particles.star").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(case.path)
+    assert main([*CONTINUE, "--sum"]) == 0
+    assert n_done_before() == 4
+
+
+def test_failed_tomograms_keep_what_was_done_before(case: ProjectCopy) -> None:
+    """An image that is away for a while costs nothing of what is finished."""
+    assert main(WORDS) == 0
+    before = contents()
+    table = Path("tilt_series/TS_03.star").read_text()
+    spoil_image(case, "missing")
+    assert main([*CONTINUE, "--allow_failures"]) == 0
+    assert list(Path("out/.completed/TS_03").glob("*.json"))
+    Path("tilt_series/TS_03.star").write_text(table)
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 4
+    assert contents() == before
+
+
+def test_overwriting_is_refused_before_anything_is_removed(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little disk space leaves the old results; what they hold counts as free."""
+    assert main(WORDS) == 0
+    before = contents()
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert main([*WORDS[:-2], "--ctf", "--overwrite", "--o", "out/"]) == 1
+    assert contents() == before
+    assert main([*WORDS, "--overwrite"]) == 0
+    assert contents() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from oracle import spec_extraction as oracle
 from small_models import make_options, make_particle_set, make_tomogram, make_tomogram_set
 
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.model import Deformation, TomogramSet, Trajectories
+from relion_pseudosubtomo.model import Deformation, Task, TomogramSet, Trajectories
 from relion_pseudosubtomo.placement import place_particles
 from relion_pseudosubtomo.plan import (
     DROP_REASONS,
@@ -267,9 +268,8 @@ def test_placement_agrees_with_the_specification(kind: str, apply_orientations: 
     )
     options = make_options(apply_orientations=apply_orientations)
     rows = np.array([2, 0])
-    placed = place_particles(
-        options, tomogram, particle_set, Trajectories("motion.star", tuple(shifts)), rows
-    )
+    moving = Trajectories("motion.star", tuple(shifts))
+    placed = place_particles(options, tomogram, particle_set, moving.stack(rows), rows)
     plain = oracle.Tomogram(
         name="TS_01",
         frames=[
@@ -338,3 +338,14 @@ def test_a_part_of_a_task() -> None:
     assert part.rows.tolist() == [2, 3]
     assert part.stems == task.stems[2:4]
     assert replace(part, first=0, rows=task.rows).number == task.number
+
+
+def test_a_task_survives_pickling() -> None:
+    """What is sent to another rank, packed, comes out as it went in."""
+    rng = np.random.default_rng(4)
+    task = Task(3, 1, 7, np.arange(5), tuple("abcde"), rng.random((5, 13)) < 0.5)
+    copy = pickle.loads(pickle.dumps(task))
+    assert (copy.number, copy.tomogram, copy.first, copy.stems) == (3, 1, 7, task.stems)
+    np.testing.assert_array_equal(copy.rows, task.rows)
+    np.testing.assert_array_equal(copy.visible, task.visible)
+    assert copy.visible.dtype == bool

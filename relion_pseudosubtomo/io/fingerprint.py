@@ -35,6 +35,10 @@ WITHOUT_EFFECT = frozenset(
 )
 
 
+#: Options whose name on the command line is another one.
+FLAGS = {"box": "b", "binning": "bin", "snr": "SNR"}
+
+
 def describe_options(options: JobOptions) -> dict[str, str]:
     """Return the options that results depend on, as text."""
     values = dataclasses.asdict(options)

@@ -19,6 +19,24 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 logger = logging.getLogger("relion_pseudosubtomo")
 
 
+def find_holder(directory: str) -> str:
+    """Return what a running job says of itself in the lock of a directory; empty without one."""
+    try:
+        file = os.open(os.path.join(directory, LOCK_NAME), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(file, 4096, 0).decode(errors="replace").strip()
+        return text or "a job that is starting"
+    except OSError:
+        pass
+    finally:
+        os.close(file)
+    return ""
+
+
 class DirectoryLock:
     """Holds DIR/.lock, which names host, process and job while it is held.
 

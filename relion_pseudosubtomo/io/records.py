@@ -93,8 +93,15 @@ class RecordStore:
 
     def read_all(self) -> list[Record]:
         """Return all records that can be read; damaged ones are as good as none."""
+        return self._read(sorted(self._folder.glob("*/*.json")))
+
+    def read_tomogram(self, tomogram: str) -> list[Record]:
+        """Return the records of one tomogram."""
+        return self._read(sorted((self._folder / quote(tomogram, safe="")).glob("*.json")))
+
+    def _read(self, paths: list[Path]) -> list[Record]:
         records = []
-        for path in sorted(self._folder.glob("*/*.json")):
+        for path in paths:
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
                 fields = json.loads(path.read_text(encoding="utf-8"))
                 if fields.pop("version") == RECORD_VERSION:

@@ -81,7 +81,8 @@ class ParticleSet:
 
     def take_numbers(self, rows: NDArray[np.int64]) -> ParticleSet:
         """Return the particles of these rows without any text: what extraction needs."""
-        bare = replace(self, columns={}, general={}, names=np.zeros(len(self), dtype=object))
+        no_names = np.broadcast_to(np.array("", dtype=object), len(self))  # of no size
+        bare = replace(self, columns={}, general={}, names=no_names)
         return bare.take(rows)
 
     def take(self, rows: NDArray[np.int64]) -> ParticleSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,17 @@ class Task:
     def __len__(self) -> int:
         """Return the number of particles."""
         return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is sent between ranks: flags as bits, names as one text."""
+        packed = (np.packbits(self.visible, axis=1), self.visible.shape[1])
+        return {**self.__dict__, "stems": "\n".join(self.stems), "visible": packed}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Undo `__getstate__`; names hold no line ends, the checks made sure."""
+        bits, n_frames = state["visible"]
+        visible = np.unpackbits(bits, axis=1, count=n_frames).astype(bool)
+        self.__dict__.update(state, stems=tuple(state["stems"].split("\n")), visible=visible)
 
     def part(self, start: int, stop: int) -> Task:
         """Return particles `start` to `stop` of this task as a task."""

@@ -24,6 +24,6 @@ class Trajectories:
     path: str
     shifts: tuple[NDArray[np.floating], ...]
 
-    def take(self, rows: NDArray[np.int64]) -> Trajectories:
-        """Return the trajectories of these rows, in this order."""
-        return Trajectories(self.path, tuple(self.shifts[row] for row in rows))
+    def stack(self, rows: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Return the shifts of these rows, all of one tomogram, shape (m, n_frames, 3)."""
+        return np.stack([self.shifts[row] for row in rows])

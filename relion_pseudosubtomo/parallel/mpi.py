@@ -6,6 +6,7 @@ signals are seen at once and a sleeping rank uses no core. Messages are small; i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import platform
@@ -22,10 +23,12 @@ from relion_pseudosubtomo.parallel.runner import Runner
 from relion_pseudosubtomo.parallel.work import Piece
 from relion_pseudosubtomo.parallel.world import LocalPool, MakeWork, Pool, peak_memory
 
-_ORDER, _NEWS, _HELLO = 1, 2, 3
+_ORDER, _NEWS, _HELLO, _SHARED = 1, 2, 3, 4
 
-#: Seconds between two reports of progress from a rank.
+#: Seconds between two reports of progress from a rank; more where there are many ranks, so that
+#: rank 0 gets at most 200 a second.
 REPORT_INTERVAL = 0.5
+REPORT_INTERVAL_PER_RANK = 0.005
 
 #: Seconds that ranks get to say that they have stopped.
 _FAREWELL = 5.0
@@ -50,7 +53,11 @@ class MpiWorld:
         self.library = MPI.Get_library_version().split("\n")[0].split(",")[0].strip()
 
     def lead(
-        self, main: Callable[[Pool], int], make_work: MakeWork, stop: Callable[[], bool]
+        self,
+        main: Callable[[Pool], int],
+        make_work: MakeWork,
+        stop: Callable[[], bool],
+        on_abort: Callable[[], None],
     ) -> int:
         """Run `main` on rank 0 and let the others work for it; return the exit status of all.
 
@@ -62,6 +69,8 @@ class MpiWorld:
                 return self._lead(main, make_work)
             return _Servant(self._comm, make_work, stop).serve()
         except BaseException:
+            with contextlib.suppress(Exception):
+                on_abort()
             self.abort()
             raise
 
@@ -134,7 +143,12 @@ class _Others:
         """Give all ranks what they share, and how many share their cores."""
         content = pickle.dumps(shared, pickle.HIGHEST_PROTOCOL)
         for rank in sorted(self.ranks):
-            self._order(rank, "share", (content, self.n_sharing(rank)))
+            self._order(rank, "share", (len(content), self.n_sharing(rank)))
+            try:  # one buffer for all ranks
+                self._sent.append(self._comm.Isend([content, MPI.BYTE], rank, _SHARED))
+            except MPI.Exception as error:
+                if not _is_death(error):
+                    raise
 
     def send(self, rank: int, piece: Piece, description: Any) -> None:
         """Give a rank a piece."""
@@ -162,7 +176,6 @@ class _Others:
         except MPI.Exception as error:
             if not _is_death(error):
                 raise
-        self._forget_sent()
 
     def _forget_sent(self) -> None:
         """Drop requests that are complete, or whose receiver is dead."""
@@ -178,6 +191,7 @@ class _Others:
 
     def take_news(self) -> list[News]:
         """Return what has come in, without waiting; a dead rank is news too."""
+        self._forget_sent()
         news: list[News] = []
         while True:
             try:
@@ -222,6 +236,7 @@ class _Servant:
         self._runner: Runner | None = None
         self._last_report = 0.0
         self._said_stopping = False
+        self._interval = max(REPORT_INTERVAL, REPORT_INTERVAL_PER_RANK * comm.Get_size())
 
     def serve(self) -> int:
         """Do pieces until rank 0 says that all is done; return its exit status."""
@@ -242,7 +257,9 @@ class _Servant:
 
     def _obey(self, kind: str, content: Any) -> None:
         if kind == "share":
-            shared, n_sharing = content
+            n_bytes, n_sharing = content
+            shared = bytearray(n_bytes)
+            self._comm.Recv([shared, MPI.BYTE], 0, _SHARED)
             self._runner = Runner(self._make_work(pickle.loads(shared), n_sharing), self._rank)
         elif self._runner is not None and kind == "piece":
             self._runner.submit(*content)
@@ -260,7 +277,7 @@ class _Servant:
             self._said_stopping = True
             self._runner.control.stop()
         now = time.monotonic()
-        if not (outcomes or stopping or now - self._last_report > REPORT_INTERVAL):
+        if not (outcomes or stopping or now - self._last_report > self._interval):
             return
         self._last_report = now
         count = self._runner.control.take_count()

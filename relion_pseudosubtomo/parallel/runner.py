@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import Any, Protocol
 
-from relion_pseudosubtomo.errors import PseudoSubtomoError
+from relion_pseudosubtomo.errors import InputError, PseudoSubtomoError
 from relion_pseudosubtomo.parallel.work import Outcome, Piece
 
 
@@ -131,10 +131,10 @@ class Runner:
             n_done, result = self._work.do(description, self.control)
             return Outcome(piece, n_done, result)
         except PseudoSubtomoError as error:
-            return Outcome(piece, error=str(error))
+            return Outcome(piece, error=str(error), is_input=isinstance(error, InputError))
         except MemoryError:
             return Outcome(piece, error="not enough memory on " + platform.node())
-        except Exception as error:  # a bug, or an I/O error: it fails this piece alone
+        except BaseException as error:  # a bug, or an I/O error: it fails this piece alone
             head = f"rank {self._rank} on {platform.node()}:\n"
             return Outcome(
                 piece,

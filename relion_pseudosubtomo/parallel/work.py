@@ -36,6 +36,8 @@ class Outcome:
         What the work returned; None where it failed.
     error : str
         Message for the user; empty where there is a result.
+    is_input : bool
+        Whether the input is to blame (an InputError), not the program or where it writes.
     details : str
         Traceback headed by rank and host, where the error is not one that a user can cause.
     """
@@ -44,4 +46,5 @@ class Outcome:
     n_done: int = 0
     result: Any = None
     error: str = ""
+    is_input: bool = False
     details: str = ""

@@ -49,7 +49,11 @@ class World(Protocol):
     rank: int
 
     def lead(
-        self, main: Callable[[Pool], int], make_work: MakeWork, stop: Callable[[], bool]
+        self,
+        main: Callable[[Pool], int],
+        make_work: MakeWork,
+        stop: Callable[[], bool],
+        on_abort: Callable[[], None],
     ) -> int:
         """Run `main` on one rank and let the others work for it; return the exit status.
 
@@ -61,6 +65,8 @@ class World(Protocol):
             Makes a rank's work from what `main` shares.
         stop : callable
             True once this rank was told to end.
+        on_abort : callable
+            Called before an uncaught error on this rank ends all ranks.
         """
         ...
 
@@ -124,7 +130,11 @@ class SerialWorld:
     rank = 0
 
     def lead(
-        self, main: Callable[[Pool], int], make_work: MakeWork, stop: Callable[[], bool]
+        self,
+        main: Callable[[Pool], int],
+        make_work: MakeWork,
+        stop: Callable[[], bool],
+        on_abort: Callable[[], None],
     ) -> int:
         """Run `main` here."""
         return main(LocalPool(make_work))

@@ -91,7 +91,7 @@ def run(
         return 7
 
     news: list[News] = []
-    assert SerialWorld().lead(main, make_work, lambda: False) == 7
+    assert SerialWorld().lead(main, make_work, lambda: False, lambda: None) == 7
     assert shared_with == ["shared"]
     return news
 
