@@ -161,7 +161,7 @@ def leave_out_tasks(plan: Plan, numbers: set[int]) -> Plan:
 def output_stems(particle_set: ParticleSet, tomogram_set: TomogramSet) -> list[str]:
     """Return each particle's output path without suffix, inside the output directory (spec 3.1)."""
     names = particle_set.names
-    if len(names) and "/" in names[0]:
+    if "/" in (particle_set.first_name or next(iter(names), "")):
         return [f"Subtomograms/{name}" for name in names]
     tomograms = tomogram_set.tomograms
     stems = [

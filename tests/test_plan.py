@@ -349,3 +349,11 @@ def test_a_task_survives_pickling() -> None:
     np.testing.assert_array_equal(copy.rows, task.rows)
     np.testing.assert_array_equal(copy.visible, task.visible)
     assert copy.visible.dtype == bool
+
+
+def test_output_paths_do_not_depend_on_which_rows_are_taken() -> None:
+    """The first row of the file decides, also where only other rows are extracted."""
+    tomograms = make_tomogram_set(make_tomogram())
+    whole = make_particle_set(np.full((2, 3), 100.0), names=["folder/a", "b"])
+    whole = replace(whole, first_name="folder/a")
+    assert output_stems(whole.take(np.array([1])), tomograms) == ["Subtomograms/b"]

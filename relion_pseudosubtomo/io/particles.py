@@ -174,6 +174,7 @@ def make_particle_set(
         subtomogram_angles=box,
         angles=angles,
         optics_row=optics_row,
+        first_name=str(names[0]),
     )
 
 

@@ -61,6 +61,8 @@ class ParticleSet:
         (rot, tilt, psi) in degrees of the box, and of the particle in its box.
     optics_row : ndarray, shape (n,), int64
         Row of each particle's group in `optics`.
+    first_name : str
+        Name in the first row of the file, whichever rows are here: output paths go by it.
     """
 
     path: str
@@ -74,6 +76,7 @@ class ParticleSet:
     subtomogram_angles: NDArray[np.floating]
     angles: NDArray[np.floating]
     optics_row: NDArray[np.int64]
+    first_name: str = ""
 
     def __len__(self) -> int:
         """Return the number of particles."""
