@@ -147,7 +147,7 @@ def test_a_lost_rank_is_replaced_where_the_launcher_lets_the_job_live(
     status, text = run_and_kill(
         [*words, "--o", f"{output}/"], launcher.environment, 1, partial(wait_for_images, output)
     )
-    assert "Rank 1 was lost" in text
+    assert "Lost rank 1: its work was done by others" in text
     assert status == 0, text
     assert_same_results(Path("PS/whole"), output)
 
