@@ -30,6 +30,9 @@ _ORDER, _NEWS, _HELLO, _SHARED = 1, 2, 3, 4
 REPORT_INTERVAL = 0.5
 REPORT_INTERVAL_PER_RANK = 0.005
 
+#: Seconds a launcher gets to pass on what a rank printed before it kills all of them.
+_FORWARDING = 0.5
+
 #: Seconds that ranks get to say that they have stopped.
 _FAREWELL = 5.0
 
@@ -91,6 +94,7 @@ class MpiWorld:
             flush=True,
         )
         sys.stdout.flush()
+        time.sleep(_FORWARDING)
         self._comm.Abort(1)
 
 
