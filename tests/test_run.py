@@ -201,9 +201,7 @@ def test_twins_give_the_same_images(
     assert run(*words) == 0
     assert "compiled kernels are missing" not in capsys.readouterr().err
     monkeypatch.setattr(kernels, "IS_COMPILED", False)
-    for name in ("copy_rows", "transpose_rows", "weight_slice", "mask_rows", "insert_slice"):
-        monkeypatch.setattr(kernels, name, getattr(numpy_twin, name))
-    for name in ("unpack_volume", "weight_cone"):
+    for name in set(kernels.__all__) - {"IMAGE_DTYPES", "IS_COMPILED", "numpy_twin"}:
         monkeypatch.setattr(kernels, name, getattr(numpy_twin, name))
     assert run(*words, output="twin/") == 0
     assert "compiled kernels are missing" in capsys.readouterr().err
@@ -283,7 +281,7 @@ def test_every_particle_is_kept_or_dropped(
 def test_nothing_left_to_extract(project: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
     """An error that says so, and no file."""
     assert run(*BOX_2D, "--min_frames", "99") == 1
-    assert "No particle is left" in capsys.readouterr().err
+    assert "[nothing-left] no particle is left" in capsys.readouterr().err
     assert not (project.path / "out").exists()
 
 
@@ -656,3 +654,31 @@ def test_abort_keeps_what_is_finished(
     assert 3 <= len(found) < len(good)
     assert found == {name: good[name] for name in found}
     assert "Aborted by RELION's interface" in capsys.readouterr().err
+
+
+# Duplicate names
+
+
+def test_duplicates_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has files of its own, and a table says which name became which."""
+    case = start_in(tmp_path, "rotated_trajectories", monkeypatch)
+    box = ["--b", "40", "--crop", "20", "--bin", "2", "--stack2d"]
+    for row in (1, 3):
+        case.set_value("particles.star", "rlnTomoParticleName", row, "TS_01/1")
+    case.set_value("particles.star", "rlnTomoParticleName", 4, "TS_01/1_2")
+    assert run(*box) == 1
+    assert run(*box, "--rename_duplicates") == 0
+    found = read_particles(case.path / "out")
+    names = ["TS_01/1", "TS_01/1_3", "TS_03/1", "TS_01/1_4", "TS_01/1_2"]
+    assert found["rlnTomoParticleName"] == names
+    assert found["rlnImageName"] == [f"out/Subtomograms/{name}_stack2d.mrcs" for name in names]
+    assert all((case.path / name).exists() for name in found["rlnImageName"])
+    table = read_star_text(case.path / "out" / "renamed_particles.star")["particles"]
+    assert list(table["rlnTomoParticleName"]) == ["TS_01/1_3", "TS_01/1_4"]
+    assert list(table["rlnPseudoSubtomoFormerParticleName"]) == ["TS_01/1"] * 2
+    assert list(table["rlnTomoName"]) == ["TS_01", "TS_03"]
+    # nothing to rename: no table, also none of the earlier run
+    for row, name in enumerate(["a/1", "a/2", "a/3", "a/4", "a/5"]):
+        case.set_value("particles.star", "rlnTomoParticleName", row, name)
+    assert run(*box, "--rename_duplicates", "--overwrite") == 0
+    assert not (case.path / "out" / "renamed_particles.star").exists()

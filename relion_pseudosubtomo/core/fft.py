@@ -23,6 +23,23 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> NDArray:
     return pyfftw.zeros_aligned(shape, dtype=dtype, n=64)
 
 
+def fast_even_length(n: int) -> int:
+    """Return the shortest even length from `n` on with small prime factors only."""
+    length = pyfftw.next_fast_len(n)
+    while length % 2:
+        length = pyfftw.next_fast_len(length + 1)
+    return int(length)
+
+
+def padded_columns(n_columns: int, length: int) -> NDArray[np.complex64]:
+    """Return zeroed columns a little further apart than they are long.
+
+    Columns that lie a power of two apart share a few cache sets, which makes any access across
+    them several times slower.
+    """
+    return zeros((n_columns, length + 8), np.complex64)[:, :length]
+
+
 def plan_forward(source: NDArray, target: NDArray, axes: tuple[int, ...] = (-1,)) -> Plan:
     """Return a plan of the forward transform, real or complex by the arrays' types."""
     return _plan(source, target, axes, "FFTW_FORWARD")

@@ -9,11 +9,24 @@ from relion_pseudosubtomo.core import fft, kernels
 from relion_pseudosubtomo.core.masks import crop_circle
 
 #: Rows transformed at once: a block of input and output stays in the second-level cache.
-BLOCK_BYTES = 200_000
+BLOCK_BYTES = 400_000
 
 
 class WindowTransform:
     """Transform of a window of s0 x s0 pixels, pruned to the columns kx = 0 .. s/2.
+
+    A row of s0 real pixels is taken as s0/2 complex numbers, dealt out to p parts; the transforms
+    of the parts, each p times shorter, are joined at the s/2 + 1 frequencies that are kept only
+    (decimation in time; Cooley and Tukey 1965). An odd row is one part with zero imaginary parts.
+
+    Parameters
+    ----------
+    window_yx : tuple of int
+        Height and width of the window: (s0, s0) for a particle.
+    box : int
+        s, binned pixels along x.
+    circle_precrop : bool
+        Whether the window is multiplied by a circle first (spec 2.4).
 
     Attributes
     ----------
@@ -21,24 +34,34 @@ class WindowTransform:
         Result of `transform`: [kx, ky], origin at the window's corner, not normalised.
     """
 
-    def __init__(self, window: int, box: int, *, circle_precrop: bool) -> None:
-        self._window = window
-        n_blocks = max(1, -(-4 * window * window // BLOCK_BYTES))
-        self._block = -(-window // n_blocks)
-        half = window // 2 + 1
-        self._rows_rs = fft.zeros((self._block, window), np.float32)
-        self._rows_fs = fft.zeros((self._block, half), np.complex64)
-        self._row_plan = fft.plan_forward(self._rows_rs, self._rows_fs)
-        self._gathered = fft.zeros((box // 2 + 1, window), np.complex64)
-        self.columns: NDArray[np.complex64] = fft.zeros((box // 2 + 1, window), np.complex64)
+    def __init__(
+        self, window_yx: tuple[int, int], box: int, *, circle_precrop: bool = False
+    ) -> None:
+        height, width = window_yx
+        half = box // 2 + 1
+        self._height = height
+        self._is_odd = width % 2 == 1
+        self._parts, length = split_row(width, box)
+        n_blocks = max(1, -(-4 * height * width // BLOCK_BYTES))
+        self._block = -(-height // n_blocks)
+        self._packed = fft.zeros((self._block, self._parts, length), np.complex64)
+        self._rows_fs = fft.zeros(self._packed.shape, np.complex64)
+        self._row_plan = fft.plan_forward(self._packed, self._rows_fs)
+        self._factors = join_factors(width, half, self._parts)
+        if self._is_odd:
+            self._rows = fft.zeros((self._block, width), np.float32)
+        else:
+            self._rows = self._packed.view(np.float32).reshape(self._block, width)
+        self._gathered = fft.padded_columns(half, height)
+        self.columns: NDArray[np.complex64] = fft.zeros((half, height), np.complex64)
         self._column_plan = fft.plan_forward(self._gathered, self.columns)
-        self._whole = fft.zeros((window, window), np.float32) if circle_precrop else None
+        self._whole = fft.zeros(window_yx, np.float32) if circle_precrop else None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the scratch arrays."""
         whole = 0 if self._whole is None else self._whole.nbytes
-        return self._rows_rs.nbytes + self._rows_fs.nbytes + 2 * self.columns.nbytes + whole
+        return 2 * self._packed.nbytes + 2 * self.columns.nbytes + whole
 
     def transform(self, image_bytes: NDArray, mode: int, corner_x: int, corner_y: int) -> int:
         """Fill `columns` from the window at a corner; return how many of its pixels are not finite.
@@ -52,20 +75,59 @@ class WindowTransform:
         corner_x, corner_y : int
             First pixel of the window; outside the image the nearest edge pixel is repeated.
         """
-        n_bad = 0
         if self._whole is not None:
             n_bad = kernels.copy_rows(image_bytes, mode, corner_x, corner_y, self._whole)
             crop_circle(self._whole)
-        for row in range(0, self._window, self._block):
-            rows = self._rows_rs[: self._window - row]
-            if self._whole is not None:
-                rows[:] = self._whole[row : row + len(rows)]
-            else:
-                n_bad += kernels.copy_rows(image_bytes, mode, corner_x, corner_y + row, rows)
+            self._transform(self._whole.view(np.uint8), 2, 0, 0)
+            return n_bad
+        return self._transform(image_bytes, mode, corner_x, corner_y)
+
+    def _transform(self, image_bytes: NDArray, mode: int, corner_x: int, corner_y: int) -> int:
+        n_bad = 0
+        for row in range(0, self._height, self._block):
+            rows = self._rows[: self._height - row]
+            n_bad += kernels.copy_rows(
+                image_bytes, mode, corner_x, corner_y + row, rows, 1, self._parts
+            )
+            if self._is_odd:
+                self._packed.real[: len(rows), 0] = rows
             self._row_plan.execute()
-            kernels.transpose_rows(self._rows_fs, row, self._gathered)
+            kernels.join_rows(self._rows_fs, self._factors, row, self._gathered)
         self._column_plan.execute()
         return n_bad
+
+
+def split_row(window: int, box: int) -> tuple[int, int]:
+    """Return into how many parts a row of a window is dealt, and the complex length of each.
+
+    The most parts that are not shorter than the box: then the row transform does no more than the
+    frequencies that are kept need.
+    """
+    if window % 2:
+        return 1, window
+    parts = max(1, window // (2 * box))
+    while window % (2 * parts):
+        parts -= 1
+    return parts, window // (2 * parts)
+
+
+def join_factors(window: int, n_columns: int, parts: int) -> NDArray[np.float32]:
+    """Return the factors with which `kernels.join_rows` joins the parts of a row.
+
+    Returns
+    -------
+    ndarray, shape (parts, 4, n_columns, 2), float32
+    """
+    k = np.arange(n_columns)
+    if window % 2:
+        near, far = np.ones((2, 1, n_columns), np.complex128) * [[[1]], [[0]]]
+    else:
+        turn = np.exp(-2j * np.pi * k / window)
+        part = np.exp(-4j * np.pi * np.arange(parts)[:, None] * k / window) / 2
+        near, far = part * (1 - 1j * turn), part * (1 + 1j * turn)
+    pairs = (near.real, near.real), (-near.imag, near.imag), (far.real, -far.real)
+    columns = [np.stack(pair, axis=-1) for pair in (*pairs, (far.imag, far.imag))]
+    return np.ascontiguousarray(np.stack(columns, axis=1), np.float32)
 
 
 def window_corners(image_points: NDArray[np.floating], window: int) -> NDArray[np.int64]:
@@ -75,7 +137,12 @@ def window_corners(image_points: NDArray[np.floating], window: int) -> NDArray[n
 
 
 def shift_cycles(
-    image_points: NDArray[np.floating], window: int, box: int, binning: float
+    image_points: NDArray[np.floating],
+    window: int,
+    box: int,
+    binning: float,
+    *,
+    exact_scale: bool = False,
 ) -> NDArray[np.floating]:
     """Return the phase ramp's cycles a frequency step that move the particle to the origin.
 
@@ -86,13 +153,15 @@ def shift_cycles(
     ----------
     image_points : ndarray, shape (..., 2)
         Projected positions q.
+    exact_scale : bool
+        Whether the transform is that of `exact_windows`, at the frequencies k / (b s).
 
     Returns
     -------
     ndarray, shape (..., 2)
     """
     inside = image_points - window_corners(image_points, window)
-    if window % 2 == 0:
+    if window % 2 == 0 or exact_scale:
         return inside / (binning * box)
     centre = window // 2
     return centre / window + (inside - centre) / (binning * box)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import kernels
 from relion_pseudosubtomo.core.kernels import numpy_twin
+from relion_pseudosubtomo.core.windows import join_factors, split_row
 
 if not kernels.IS_COMPILED:
     pytest.skip("the kernels were built without a C compiler", allow_module_level=True)
@@ -67,6 +68,23 @@ def test_copy_rows_reads_every_type_and_place(
     assert n_found == n_expected == 0
 
 
+@pytest.mark.parametrize(("step", "parts"), [(1, 2), (3, 1), (2, 3), (1, 5)])
+@pytest.mark.parametrize(("x", "y"), [(3, 4), (-7, -5), (WIDTH - 8, HEIGHT - 3)])
+def test_copy_rows_skips_rows_and_deals_pairs(step: int, parts: int, x: int, y: int) -> None:
+    """Pair parts * j + r of every step-th row becomes number j of part r."""
+    image = random_image(2, (HEIGHT, WIDTH), seed=step)
+    found, plain = np.empty((4, 60), np.float32), np.empty((4 * step, 60), np.float32)
+    kernels.copy_rows(image.view(np.uint8), 2, x, y, found, step, parts)
+    kernels.copy_rows(image.view(np.uint8), 2, x, y, plain)
+    for row, dealt in zip(plain[::step], found, strict=True):
+        pairs = row.view(np.complex64)
+        expected = np.concatenate([pairs[r::parts] for r in range(parts)])
+        np.testing.assert_array_equal(dealt.view(np.complex64), expected)
+    twin = np.empty_like(found)
+    numpy_twin.copy_rows(image.view(np.uint8), 2, x, y, twin, step, parts)
+    np.testing.assert_array_equal(twin, found)
+
+
 def test_copy_rows_converts_every_half_precision_number() -> None:
     """All 65536 patterns of float16: normal, subnormal, zeros, infinite and not a number."""
     image = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(256, 256)
@@ -120,6 +138,45 @@ def test_transpose_rows(n_rows: int, n_columns: int, length: int, first_row: int
     numpy_twin.transpose_rows(rows, first_row, expected)
     np.testing.assert_array_equal(found, expected)
     assert not np.array_equal(found, random_complex(rng, n_columns, length))
+
+
+# join_rows
+
+
+@pytest.mark.parametrize(
+    ("window", "n_columns"),
+    [(768, 97), (1152, 97), (192, 49), (256, 129), (10, 6), (40, 3), (75, 26)],
+)
+def test_joined_parts_are_the_transform_of_the_row(window: int, n_columns: int) -> None:
+    """Whole, dealt to 2 or 3 parts, odd: the first frequencies of the real transform."""
+    rng = np.random.default_rng(window)
+    rows = rng.normal(size=(11, window)).astype(np.float32)
+    parts, length = split_row(window, 2 * n_columns - 2)
+    packed = rows.astype(np.complex64) if window % 2 else rows.view(np.complex64)
+    dealt = np.ascontiguousarray(packed.reshape(11, length, parts).swapaxes(1, 2))
+    parts_fs = np.fft.fft(dealt).astype(np.complex64)
+    factors = join_factors(window, n_columns, parts)
+    expected = random_complex(rng, n_columns, 20)
+    found = np.zeros((n_columns, 28), np.complex64)[:, :20]
+    found[:] = twin = expected.copy()
+    expected[:, 5:16] = np.fft.rfft(rows)[:, :n_columns].T
+    kernels.join_rows(parts_fs, factors, 5, found)
+    numpy_twin.join_rows(parts_fs, factors, 5, twin)
+    assert_close(found, expected, 1e-6)
+    assert_close(twin, expected, 1e-6)
+
+
+@pytest.mark.parametrize("first_row", [13, 18])
+def test_joined_rows_that_do_not_fit_are_left_out(first_row: int) -> None:
+    """The last block of rows may reach past the end."""
+    rng = np.random.default_rng(1)
+    parts_fs, factors = random_complex(rng, 7, 2, 12), join_factors(48, 7, 2)
+    found = np.zeros((7, 20), np.complex64)
+    twin = found.copy()
+    kernels.join_rows(parts_fs, factors, first_row, found)
+    numpy_twin.join_rows(parts_fs, factors, first_row, twin)
+    assert_close(found, twin, 1e-6)
+    assert not found[:, :first_row].any()
 
 
 # weight_slice
@@ -378,6 +435,21 @@ def call_transpose_rows(rows: tuple[int, int], first_row: int, columns: tuple[in
     )
 
 
+def call_join_rows(
+    parts_fs: tuple[int, ...] = (4, 2, 6),
+    factors: tuple[int, ...] = (2, 4, 5, 2),
+    first_row: int = 0,
+    columns: tuple[int, int] = (5, 10),
+) -> None:
+    """Call `join_rows` with given shapes."""
+    kernels.join_rows(
+        empty(*parts_fs, dtype=np.complex64),
+        empty(*factors),
+        first_row,
+        empty(*columns, dtype=np.complex64),
+    )
+
+
 # Wrong shapes are larger than right ones wherever a kernel that does not check would still stay
 # inside its arrays.
 MISFITS: dict[str, Callable[[], None]] = {
@@ -388,6 +460,18 @@ MISFITS: dict[str, Callable[[], None]] = {
     "first row before the start": lambda: call_transpose_rows((4, 5), -1, (5, 10)),
     "first row behind the end": lambda: call_transpose_rows((4, 5), 10, (5, 10)),
     "rows shorter than columns are many": lambda: call_transpose_rows((4, 5), 0, (6, 10)),
+    "joined row before the start": lambda: call_join_rows(first_row=-1),
+    "joined row behind the end": lambda: call_join_rows(first_row=10),
+    "factors of other parts": lambda: call_join_rows(factors=(3, 4, 5, 2)),
+    "factors of other columns": lambda: call_join_rows(factors=(2, 4, 6, 2)),
+    "factors that are no pairs": lambda: call_join_rows(factors=(2, 4, 5, 3)),
+    "columns that lie across": lambda: kernels.transpose_rows(
+        empty(4, 5, dtype=np.complex64), 0, empty(10, 5, dtype=np.complex64).T
+    ),
+    "a row that cannot be dealt": lambda: kernels.copy_rows(
+        empty(4, 8, dtype=np.uint8), 0, 0, 0, empty(2, 10), 1, 3
+    ),
+    "no step": lambda: kernels.copy_rows(empty(4, 8, dtype=np.uint8), 0, 0, 0, empty(2, 2), 0),
     "window smaller than the box": lambda: call_weight_slice(0, (6, 8)),
     "columns of another box": lambda: call_weight_slice(0, (7, 20)),
     "ramp_x": lambda: call_weight_slice(1, (7,)),
@@ -439,6 +523,7 @@ def test_sizes_that_fit_are_accepted() -> None:
     call_unpack_volume()
     call_weight_cone()
     call_transpose_rows((4, 5), 0, (5, 10))
+    call_join_rows()
     call_weight_slice(0, (6, 20))
 
 
@@ -454,6 +539,7 @@ def test_the_twins_have_the_compiled_names() -> None:
     assert names == {
         "copy_rows",
         "insert_slice",
+        "join_rows",
         "mask_rows",
         "transpose_rows",
         "unpack_volume",

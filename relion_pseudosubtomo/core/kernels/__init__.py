@@ -26,6 +26,7 @@ IS_COMPILED = active is not numpy_twin
 
 copy_rows = active.copy_rows
 transpose_rows = active.transpose_rows
+join_rows = active.join_rows
 weight_slice = active.weight_slice
 mask_rows = active.mask_rows
 insert_slice = active.insert_slice
@@ -37,6 +38,7 @@ __all__ = [
     "IS_COMPILED",
     "copy_rows",
     "insert_slice",
+    "join_rows",
     "mask_rows",
     "numpy_twin",
     "transpose_rows",

@@ -13,11 +13,14 @@ cdef extern from "kernels.h" nogil:
 
     void ps_catch_bus_errors()
     int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width,
-                         int64_t row_bytes, int64_t corner_x, int64_t corner_y,
-                         int64_t row_length, int64_t n_rows, float *rows)
+                         int64_t row_bytes, int64_t corner_x, int64_t corner_y, int64_t step,
+                         int64_t parts, int64_t row_length, int64_t n_rows, float *rows)
     void ps_transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride,
-                           int64_t n_columns, int64_t first_row, int64_t column_length,
+                           int64_t n_columns, int64_t first_row, int64_t column_stride,
                            float *columns)
+    void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t length,
+                      const float *factors, int64_t n_columns, int64_t first_row,
+                      int64_t column_stride, float *columns)
     void ps_weight_slice(const float *columns, int64_t column_length, int64_t s,
                          const float *ramp_x, const float *ramp_y, float sign, const ps_ctf *ctf,
                          const double *kx, const double *ky, const float *gain,
@@ -58,29 +61,44 @@ cdef int _need_volumes(float complex[:, :, ::1] data, float[:, :, ::1] weight,
 
 
 def copy_rows(const unsigned char[:, ::1] image_bytes, int mode, int64_t corner_x,
-              int64_t corner_y, float[:, ::1] rows):
+              int64_t corner_y, float[:, ::1] rows, int64_t step=1, int64_t parts=1):
     cdef int64_t item = 4 if mode == 2 else 1 if mode == 0 else 2
     cdef int64_t n_bad
     if mode not in (0, 1, 2, 6, 12):
         raise ValueError(f"image mode: expected 0, 1, 2, 6 or 12, found {mode}")
     _need(image_bytes.shape[0] > 0 and image_bytes.shape[1] >= item
-          and image_bytes.shape[1] % item == 0 and rows.shape[0] > 0 and rows.shape[1] > 0)
+          and image_bytes.shape[1] % item == 0 and rows.shape[0] > 0 and rows.shape[1] > 0
+          and step > 0 and (parts == 1 or (parts > 1 and rows.shape[1] % (2 * parts) == 0
+                                           and rows.shape[1] <= 65536)))
     with nogil:
         n_bad = ps_copy_rows(<const char *>&image_bytes[0, 0], mode, image_bytes.shape[0],
                              image_bytes.shape[1] // item, image_bytes.shape[1], corner_x,
-                             corner_y, rows.shape[1], rows.shape[0], &rows[0, 0])
+                             corner_y, step, parts, rows.shape[1], rows.shape[0], &rows[0, 0])
     if n_bad < 0:
         raise OSError("a tilt image can no longer be read: its file was truncated or lost")
     return n_bad
 
 
-def transpose_rows(const float complex[:, ::1] rows, int64_t first_row,
-                   float complex[:, ::1] columns):
+def transpose_rows(const float complex[:, :] rows, int64_t first_row,
+                   float complex[:, :] columns):
     cdef int64_t n_rows = min(rows.shape[0], columns.shape[1] - first_row)
-    _need(first_row >= 0 and n_rows > 0 and columns.shape[0] <= rows.shape[1])
+    _need(columns.strides[1] == 8 and rows.strides[1] == 8 and first_row >= 0 and n_rows > 0 and columns.shape[0] <= rows.shape[1])
     with nogil:
-        ps_transpose_rows(<const float *>&rows[0, 0], n_rows, rows.shape[1], columns.shape[0],
-                          first_row, columns.shape[1], <float *>&columns[0, 0])
+        ps_transpose_rows(<const float *>&rows[0, 0], n_rows, rows.strides[0] // 8, columns.shape[0],
+                          first_row, columns.strides[0] // 8, <float *>&columns[0, 0])
+
+
+def join_rows(const float complex[:, :, ::1] parts_fs, const float[:, :, :, ::1] factors,
+              int64_t first_row, float complex[:, :] columns):
+    cdef int64_t n_rows = min(parts_fs.shape[0], columns.shape[1] - first_row)
+    _need(columns.strides[1] == 8 and first_row >= 0 and n_rows > 0 and parts_fs.shape[1] > 0 and parts_fs.shape[2] > 0
+          and factors.shape[0] == parts_fs.shape[1] and factors.shape[1] == 4
+          and factors.shape[2] == columns.shape[0] and factors.shape[3] == 2
+          and columns.shape[0] <= 4097)
+    with nogil:
+        ps_join_rows(<const float *>&parts_fs[0, 0, 0], n_rows, parts_fs.shape[1],
+                     parts_fs.shape[2], &factors[0, 0, 0, 0], columns.shape[0], first_row,
+                     columns.strides[0] // 8, <float *>&columns[0, 0])
 
 
 def weight_slice(const float complex[:, ::1] columns, const float complex[::1] ramp_x,

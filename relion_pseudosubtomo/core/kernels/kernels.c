@@ -15,7 +15,11 @@
 #define PS_CLONES
 #endif
 
-#define PS_MAX_LINE 8192 /* longest side of a binned box; checked by the callers */
+#define PS_MAX_LINE 8192     /* longest side of a binned box; checked by the callers */
+#define PS_MAX_HALF (PS_MAX_LINE / 2 + 1)
+#define PS_MAX_WINDOW 65536  /* longest side of a window whose rows are dealt out */
+#define PS_ROWS_AHEAD 2      /* rows asked for before they are needed */
+#define PS_SAMPLES_AHEAD 16  /* voxels asked for before they are needed */
 
 /* ---- windows --------------------------------------------------------------------------------- */
 
@@ -120,13 +124,24 @@ void ps_catch_bus_errors(void)
     sigaction(SIGBUS, &action, NULL);
 }
 
-/* Copies n_rows rows of a window as float32; pixels outside the image repeat the nearest edge pixel.
- * Returns how many values are not finite (x - x is zero only where x is). */
+/* Deals the complex pairs of a row out to its parts: pair parts * j + r becomes number j of part r. */
+static inline __attribute__((always_inline)) void deal_pairs(const double *line, int64_t parts,
+                                                             int64_t length, double *out)
+{
+    for (int64_t r = 0; r < parts; r++)
+        for (int64_t j = 0; j < length; j++) out[r * length + j] = line[parts * j + r];
+}
+
+/* Copies every step-th row of a window as float32; pixels outside the image repeat the nearest edge
+ * pixel. The pairs of each row are dealt out to parts. The rows to come are asked for early: they lie
+ * on other pages, where no hardware looks ahead. Returns how many values are not finite (x - x is zero
+ * only where x is). */
 PS_CLONES
 static int64_t copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
-                     int64_t corner_x, int64_t corner_y, int64_t row_length, int64_t n_rows,
-                     float *rows)
+                         int64_t corner_x, int64_t corner_y, int64_t step, int64_t parts,
+                         int64_t row_length, int64_t n_rows, float *rows)
 {
+    _Alignas(64) float line[PS_MAX_WINDOW];
     int64_t size = size_of_mode(mode), n_bad = 0;
     int64_t first = clamp(corner_x, width), last = clamp(corner_x + row_length - 1, width);
     int64_t left = first - corner_x;
@@ -134,44 +149,167 @@ static int64_t copy_rows(const char *image, int mode, int64_t height, int64_t wi
     if (left < 0) left = 0;
     int64_t count = last - first + 1;
     for (int64_t r = 0; r < n_rows; r++) {
-        const char *source = image + clamp(corner_y + r, height) * row_bytes + first * size;
-        float *out = rows + r * row_length;
+        const char *source = image + clamp(corner_y + r * step, height) * row_bytes + first * size;
+        const char *ahead
+            = image + clamp(corner_y + (r + PS_ROWS_AHEAD) * step, height) * row_bytes + first * size;
+        for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+        float *out = parts > 1 ? line : rows + r * row_length;
         convert(source, mode, count, out + left);
         for (int64_t i = 0; i < left; i++) out[i] = out[left];
         for (int64_t i = left + count; i < row_length; i++) out[i] = out[left + count - 1];
         int32_t bad = 0;
         for (int64_t i = 0; i < row_length; i++) bad += !(out[i] - out[i] == 0.0f);
         n_bad += bad;
+        double *dealt = (double *)(rows + r * row_length);
+        switch (parts) {
+        case 1: break;
+        case 2: deal_pairs((const double *)line, 2, row_length / 4, dealt); break;
+        case 3: deal_pairs((const double *)line, 3, row_length / 6, dealt); break;
+        default: deal_pairs((const double *)line, parts, row_length / (2 * parts), dealt);
+        }
     }
     return n_bad;
 }
 
 int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
-                     int64_t corner_x, int64_t corner_y, int64_t row_length, int64_t n_rows,
-                     float *rows)
+                     int64_t corner_x, int64_t corner_y, int64_t step, int64_t parts,
+                     int64_t row_length, int64_t n_rows, float *rows)
 {
     sigjmp_buf target;
     volatile int64_t n_bad = -1;
     if (sigsetjmp(target, 1) == 0) {
         bus_target = &target;
-        n_bad = copy_rows(image, mode, height, width, row_bytes, corner_x, corner_y, row_length,
-                          n_rows, rows);
+        n_bad = copy_rows(image, mode, height, width, row_bytes, corner_x, corner_y, step, parts,
+                          row_length, n_rows, rows);
     }
     bus_target = NULL;
     return n_bad;
 }
 
+/* Four complex values, each one 8-byte item, and eight as sixteen floats. */
+typedef double four_items __attribute__((vector_size(32), aligned(8), may_alias));
+typedef int64_t four_indices __attribute__((vector_size(32)));
+typedef float eight_complex __attribute__((vector_size(64), aligned(4)));
+typedef int32_t sixteen_indices __attribute__((vector_size(64)));
+
 /* Writes the first n_columns complex values of each row into the columns, from first_row on. */
-PS_CLONES
-void ps_transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_columns,
-                       int64_t first_row, int64_t column_length, float *columns)
+static inline __attribute__((always_inline)) void
+transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_columns,
+                       int64_t first_row, int64_t column_stride, float *columns)
 {
     const double *in = (const double *)rows; /* one complex value moves as one 8-byte item */
     double *out = (double *)columns + first_row;
-    for (int64_t r0 = 0; r0 < n_rows; r0 += 8) {
-        int64_t r1 = r0 + 8 < n_rows ? r0 + 8 : n_rows;
-        for (int64_t c = 0; c < n_columns; c++)
-            for (int64_t r = r0; r < r1; r++) out[c * column_length + r] = in[r * row_stride + c];
+    const int64_t whole = n_columns - n_columns % 4;
+    for (int64_t r = 0; r < n_rows; r += 4) {
+        const double *i0 = in + r * row_stride;
+        if (r + 4 > n_rows) {
+            for (int64_t c = 0; c < n_columns; c++)
+                for (int64_t k = r; k < n_rows; k++) out[c * column_stride + k] = in[k * row_stride + c];
+            break;
+        }
+        for (int64_t c = 0; c < whole; c += 4) {
+            four_items a = *(const four_items *)(i0 + c);
+            four_items b = *(const four_items *)(i0 + row_stride + c);
+            four_items d = *(const four_items *)(i0 + 2 * row_stride + c);
+            four_items e = *(const four_items *)(i0 + 3 * row_stride + c);
+            const four_indices low = {0, 4, 2, 6}, high = {1, 5, 3, 7};
+            const four_indices first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+            four_items ab0 = __builtin_shuffle(a, b, low), ab1 = __builtin_shuffle(a, b, high);
+            four_items de0 = __builtin_shuffle(d, e, low), de1 = __builtin_shuffle(d, e, high);
+            double *o = out + c * column_stride + r;
+            *(four_items *)o = __builtin_shuffle(ab0, de0, first);
+            *(four_items *)(o + column_stride) = __builtin_shuffle(ab1, de1, first);
+            *(four_items *)(o + 2 * column_stride) = __builtin_shuffle(ab0, de0, second);
+            *(four_items *)(o + 3 * column_stride) = __builtin_shuffle(ab1, de1, second);
+        }
+        for (int64_t c = whole; c < n_columns; c++)
+            for (int64_t k = 0; k < 4; k++) out[c * column_stride + r + k] = i0[k * row_stride + c];
+    }
+}
+
+PS_CLONES
+void ps_transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_columns,
+                       int64_t first_row, int64_t column_stride, float *columns)
+{
+    transpose_rows(rows, n_rows, row_stride, n_columns, first_row, column_stride, columns);
+}
+
+/* Joins the transforms of a row's parts into the row's transform: out[k] is the sum over the parts of
+ * a[k] z[k] + b[k] conj(z[-k]). Each complex factor comes as four pairs' worth of floats, laid out so
+ * that a pair is multiplied as it lies in memory: (a, a), (-a', a'), (b, -b), (b', b') with ' for the
+ * imaginary part. */
+static inline __attribute__((always_inline)) void join_one(const float *z, int64_t parts,
+                                                           int64_t length, const float *factors,
+                                                           int64_t n_columns, int64_t k, float *out)
+{
+    float re = 0.0f, im = 0.0f;
+    int64_t near = 2 * (k % length), far = 2 * ((length - k % length) % length);
+    for (int64_t r = 0; r < parts; r++) {
+        const float *f = factors + 8 * r * n_columns + 2 * k, *part = z + 2 * r * length;
+        re += part[near] * f[0] + part[near + 1] * f[2 * n_columns];
+        im += part[near + 1] * f[1] + part[near] * f[2 * n_columns + 1];
+        re += part[far] * f[4 * n_columns] + part[far + 1] * f[6 * n_columns];
+        im += part[far + 1] * f[4 * n_columns + 1] + part[far] * f[6 * n_columns + 1];
+    }
+    out[2 * k] = re;
+    out[2 * k + 1] = im;
+}
+
+static inline __attribute__((always_inline)) void join_eight(const float *z, int64_t parts,
+                                                             int64_t length, const float *factors,
+                                                             int64_t n_columns, int64_t k,
+                                                             float *out)
+{
+    const sixteen_indices swap = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
+    const sixteen_indices turn = {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
+    eight_complex sum = {0};
+    for (int64_t r = 0; r < parts; r++) {
+        const float *f = factors + 8 * r * n_columns + 2 * k, *part = z + 2 * r * length;
+        eight_complex near = *(const eight_complex *)(part + 2 * k);
+        eight_complex far = *(const eight_complex *)(part + 2 * (length - k - 7));
+        eight_complex turned = __builtin_shuffle(far, turn);
+        sum += near * *(const eight_complex *)f
+               + __builtin_shuffle(near, swap) * *(const eight_complex *)(f + 2 * n_columns);
+        sum += __builtin_shuffle(turned, swap) * *(const eight_complex *)(f + 4 * n_columns)
+               + turned * *(const eight_complex *)(f + 6 * n_columns);
+    }
+    *(eight_complex *)(out + 2 * k) = sum;
+}
+
+static inline __attribute__((always_inline)) void join_row(const float *z, int64_t parts,
+                                                           int64_t length, const float *factors,
+                                                           int64_t n_columns, float *out)
+{
+    int64_t end = n_columns < length ? n_columns : length, k = 1;
+    join_one(z, parts, length, factors, n_columns, 0, out);
+    for (; end > 8 && k < end; k += 8) {
+        if (k > end - 8) k = end - 8; /* the last eight overlap those before */
+        join_eight(z, parts, length, factors, n_columns, k, out);
+    }
+    for (; k < n_columns; k++) join_one(z, parts, length, factors, n_columns, k, out);
+}
+
+/* Joins the parts of every row and writes the rows' transforms into the columns, from first_row on. */
+PS_CLONES
+void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t length,
+                  const float *factors, int64_t n_columns, int64_t first_row, int64_t column_stride,
+                  float *columns)
+{
+    _Alignas(64) float lines[4 * 2 * PS_MAX_HALF];
+    const int64_t row = 2 * parts * length;
+    for (int64_t r = 0; r < n_rows; r += 4) {
+        int64_t n = n_rows - r < 4 ? n_rows - r : 4;
+        for (int64_t i = 0; i < n; i++) {
+            const float *z = parts_fs + (r + i) * row;
+            float *out = lines + 2 * i * n_columns;
+            switch (parts) {
+            case 1: join_row(z, 1, length, factors, n_columns, out); break;
+            case 2: join_row(z, 2, length, factors, n_columns, out); break;
+            case 3: join_row(z, 3, length, factors, n_columns, out); break;
+            default: join_row(z, parts, length, factors, n_columns, out);
+            }
+        }
+        transpose_rows(lines, n, n_columns, n_columns, first_row + r, column_stride, columns);
     }
 }
 
@@ -292,64 +430,105 @@ void ps_mask_rows(float *rows, int64_t s, int64_t n, int64_t n_rows, double tota
 
 /* ---- Fourier insertion ----------------------------------------------------------------------- */
 
-/* Eight floats: the packed voxels (re, im, weight, multiplicity) at x and x + 1. */
-typedef float packed_pair __attribute__((vector_size(32), aligned(4)));
+/* Four floats of a packed voxel (re, im, weight, multiplicity), and the voxels at x and x + 1. */
+typedef float packed_voxels __attribute__((vector_size(32), aligned(4)));
+
+/* Samples of one half of a slice's column, ready to be added to the volume. The odd length keeps the
+ * arrays out of each other's cache sets. */
+#define PS_SAMPLES (PS_MAX_LINE / 2 + 16)
+typedef struct {
+    int32_t offset[PS_SAMPLES];               /* of the first voxel; -1: out of reach */
+    float value[PS_SAMPLES][4];
+    float near[PS_SAMPLES], far[PS_SAMPLES];  /* shares of x and x + 1 */
+    float corner[4][PS_SAMPLES];              /* shares of (z, y), (z, y + 1), (z + 1, y), ... */
+} sample_line;
+
+/* Computes the samples (x, y0) to (x, y0 + count - 1) of a slice. Geometry is in float64. */
+static inline __attribute__((always_inline)) void
+make_samples(sample_line *line, const float *slice, const float *weight, const int32_t *last_x,
+             int64_t x, int64_t y0, int64_t count, const double *u, const double *v, float scale,
+             int64_t n)
+{
+    static const double magic = 6755399441055744.0; /* adding 1.5 * 2^52 rounds to a whole number */
+    const double border = (double)(n / 2 + 1);
+    for (int64_t i = 0; i < count; i++) {
+        double y = (double)(y0 + i);
+        double gx = (double)x * u[0] + y * v[0];
+        double gy = (double)x * u[1] + y * v[1];
+        double gz = (double)x * u[2] + y * v[2];
+        double side = gx < 0.0 ? -1.0 : 1.0;
+        gx *= side;
+        gy *= side;
+        gz *= side;
+        /* floor by rounding, then a step back where that went up */
+        double ix = (gx + magic) - magic, iy = (gy + magic) - magic, iz = (gz + magic) - magic;
+        ix -= ix > gx ? 1.0 : 0.0;
+        iy -= iy > gy ? 1.0 : 0.0;
+        iz -= iz > gz ? 1.0 : 0.0;
+        float fx = (float)(gx - ix), fy = (float)(gy - iy), fz = (float)(gz - iz);
+        int reached = (ix < border) & (iy >= -border) & (iy < border) & (iz >= -border)
+                      & (iz < border) & (x <= last_x[i]);
+        double place = ((iz + border) * (double)(n + 3) + iy + border) * (double)(n / 2 + 2) + ix;
+        line->offset[i] = reached ? (int32_t)place : -1;
+        line->far[i] = fx * scale;
+        line->near[i] = scale - fx * scale;
+        line->corner[0][i] = (1.0f - fz) * (1.0f - fy);
+        line->corner[1][i] = (1.0f - fz) * fy;
+        line->corner[2][i] = fz * (1.0f - fy);
+        line->corner[3][i] = fz * fy;
+        float sign = (x + y0 + i) & 1 ? -1.0f : 1.0f;
+        line->value[i][0] = slice[2 * i] * sign;
+        line->value[i][1] = slice[2 * i + 1] * sign * (float)side;
+        line->value[i][2] = weight[i];
+        line->value[i][3] = 1.0f;
+    }
+    for (int64_t i = count; i < count + PS_SAMPLES_AHEAD; i++) line->offset[i] = 0;
+}
+
+static inline __attribute__((always_inline)) void add_sample(const sample_line *line, int64_t i,
+                                                             int64_t row, int64_t plane,
+                                                             float *volume)
+{
+    if (line->offset[i] < 0) return;
+    const float *ahead = volume + 4 * (int64_t)line->offset[i + PS_SAMPLES_AHEAD];
+    __builtin_prefetch(ahead, 1);
+    __builtin_prefetch(ahead + plane, 1);
+    const float *v = line->value[i], near = line->near[i], far = line->far[i];
+    packed_voxels pair = {v[0], v[1], v[2], v[3], v[0], v[1], v[2], v[3]};
+    packed_voxels share = {near, near, near, near, far, far, far, far};
+    pair *= share;
+    float *voxel = volume + 4 * (int64_t)line->offset[i];
+    *(packed_voxels *)voxel += pair * line->corner[0][i];
+    *(packed_voxels *)(voxel + row) += pair * line->corner[1][i];
+    *(packed_voxels *)(voxel + plane) += pair * line->corner[2][i];
+    *(packed_voxels *)(voxel + plane + row) += pair * line->corner[3][i];
+}
 
 /* Adds one slice to the packed volume (spec 2.8). The volume has n + 3 planes of n + 3 rows of
  * n/2 + 2 voxels, index (n/2 + 1 + j_z, n/2 + 1 + j_y, j_x): one voxel more on each side than are
- * kept, so the eight neighbours of every point in reach need no test. Geometry is in float64. */
+ * kept, so the eight neighbours of every point in reach need no test. Neighbouring samples often add
+ * to one voxel, and each such addition waits for the last; the two halves of a column, which lie far
+ * apart, take turns. */
 PS_CLONES
 void ps_insert_slice(const float *slice, const float *weight, int64_t s, const int32_t *last_x,
                      const double *u, const double *v, double scale, int64_t n, float *volume)
 {
-    static const double magic = 6755399441055744.0;
-    int32_t offset[PS_MAX_LINE];
-    float fx[PS_MAX_LINE], fy[PS_MAX_LINE], fz[PS_MAX_LINE], flip[PS_MAX_LINE];
+    sample_line up, down;
     const int64_t row = (n / 2 + 2) * 4, plane = (n + 3) * row;
-    const double border = (double)(n / 2 + 1), x_end = (double)(n / 2 + 1);
     for (int64_t x = 0; x <= s / 2; x++) {
         int64_t reach = (int64_t)floor(sqrt((double)(s * s / 4 - x * x)));
-        int64_t y0 = x == 0 ? 0 : reach == s / 2 ? -s / 2 : -reach;
-        int64_t y1 = reach < s / 2 - 1 ? reach : s / 2 - 1;
-        for (int64_t y = y0; y <= y1; y++) {
-            double gx = (double)x * u[0] + (double)y * v[0];
-            double gy = (double)x * u[1] + (double)y * v[1];
-            double gz = (double)x * u[2] + (double)y * v[2];
-            double side = gx < 0.0 ? -1.0 : 1.0;
-            gx *= side;
-            gy *= side;
-            gz *= side;
-            /* floor by rounding, then a step back where that went up */
-            double ix = (gx + magic) - magic, iy = (gy + magic) - magic, iz = (gz + magic) - magic;
-            ix -= ix > gx ? 1.0 : 0.0;
-            iy -= iy > gy ? 1.0 : 0.0;
-            iz -= iz > gz ? 1.0 : 0.0;
-            int64_t i = y - y0;
-            fx[i] = (float)(gx - ix);
-            fy[i] = (float)(gy - iy);
-            fz[i] = (float)(gz - iz);
-            flip[i] = (float)side;
-            int reached = (ix < x_end) & (iy >= -border) & (iy < border) & (iz >= -border)
-                          & (iz < border);
-            double place = ((iz + border) * (double)(n + 3) + iy + border) * (double)(n / 2 + 2) + ix;
-            offset[i] = reached ? (int32_t)place : -1;
+        int64_t n_up = reach < s / 2 - 1 ? reach + 1 : s / 2, n_down = x == 0 ? 0 : reach, k = x * s;
+        make_samples(&up, slice + 2 * k, weight + k, last_x, x, 0, n_up, u, v, (float)scale, n);
+        k += s - n_down;
+        make_samples(&down, slice + 2 * k, weight + k, last_x + s - n_down, x, -n_down, n_down, u, v,
+                     (float)scale, n);
+        int64_t both = n_up < n_down ? n_up : n_down;
+        for (int64_t i = 0; i < both; i++) {
+            add_sample(&up, i, row, plane, volume);
+            add_sample(&down, i, row, plane, volume);
         }
-        for (int64_t y = y0; y <= y1; y++) {
-            int64_t i = y - y0, k = x * s + (y < 0 ? y + s : y);
-            if (offset[i] < 0 || x > last_x[y < 0 ? y + s : y]) continue;
-            float sign = (x + y) & 1 ? -1.0f : 1.0f;
-            float re = slice[2 * k] * sign, im = slice[2 * k + 1] * sign * flip[i], w = weight[k];
-            float far = fx[i] * (float)scale, near = (float)scale - far;
-            packed_pair pair = {re, im, w, 1.0f, re, im, w, 1.0f};
-            packed_pair factor = {near, near, near, near, far, far, far, far};
-            pair *= factor;
-            float *voxel = volume + 4 * (int64_t)offset[i];
-            float z1 = fz[i], z0 = 1.0f - z1, y1w = fy[i], y0w = 1.0f - y1w;
-            *(packed_pair *)voxel += pair * (z0 * y0w);
-            *(packed_pair *)(voxel + row) += pair * (z0 * y1w);
-            *(packed_pair *)(voxel + plane) += pair * (z1 * y0w);
-            *(packed_pair *)(voxel + plane + row) += pair * (z1 * y1w);
-        }
+        for (int64_t i = both; i < n_up; i++) add_sample(&up, i, row, plane, volume);
+        for (int64_t i = both; i < n_down; i++) add_sample(&down, i, row, plane, volume);
     }
 }
 

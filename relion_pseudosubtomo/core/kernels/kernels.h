@@ -17,11 +17,15 @@ void ps_catch_bus_errors(void);
 
 /* Returns -1 where the image cannot be read. */
 int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
-                     int64_t corner_x, int64_t corner_y, int64_t row_length, int64_t n_rows,
-                     float *rows);
+                     int64_t corner_x, int64_t corner_y, int64_t step, int64_t parts,
+                     int64_t row_length, int64_t n_rows, float *rows);
 
 void ps_transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_columns,
-                       int64_t first_row, int64_t column_length, float *columns);
+                       int64_t first_row, int64_t column_stride, float *columns);
+
+void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t length,
+                  const float *factors, int64_t n_columns, int64_t first_row, int64_t column_stride,
+                  float *columns);
 
 void ps_weight_slice(const float *columns, int64_t column_length, int64_t s, const float *ramp_x,
                      const float *ramp_y, float sign, const ps_ctf *ctf, const double *kx,

@@ -14,7 +14,15 @@ Array = NDArray
 IMAGE_DTYPES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
 
 
-def copy_rows(image_bytes: Array, mode: int, corner_x: int, corner_y: int, rows: Array) -> int:
+def copy_rows(
+    image_bytes: Array,
+    mode: int,
+    corner_x: int,
+    corner_y: int,
+    rows: Array,
+    step: int = 1,
+    parts: int = 1,
+) -> int:
     """Copy rows of a window as float32, repeating edge pixels; return how many are not finite.
 
     Parameters
@@ -27,13 +35,20 @@ def copy_rows(image_bytes: Array, mode: int, corner_x: int, corner_y: int, rows:
         Image pixel of rows[0, 0]; may lie outside the image.
     rows : ndarray, shape (n_rows, row_length), float32
         Filled.
+    step : int
+        Image rows from one row to the next.
+    parts : int
+        Above 1, the pairs of pixels of each row are dealt out in turn to so many parts, which then
+        follow each other in the row.
     """
     if mode not in IMAGE_DTYPES:
         raise ValueError(f"image mode: expected one of {sorted(IMAGE_DTYPES)}, found {mode}")
     image = image_bytes.view(IMAGE_DTYPES[mode])
-    y = np.clip(np.arange(corner_y, corner_y + rows.shape[0]), 0, image.shape[0] - 1)
+    y = np.clip(corner_y + step * np.arange(rows.shape[0]), 0, image.shape[0] - 1)
     x = np.clip(np.arange(corner_x, corner_x + rows.shape[1]), 0, image.shape[1] - 1)
-    rows[:] = image[y[:, None], x[None, :]]
+    pairs = (-1, parts, 2) if parts > 1 else (-1, 1, 1)
+    dealt = image[y[:, None], x[None, :]].reshape(len(rows), *pairs).swapaxes(1, 2)
+    rows[:] = dealt.reshape(rows.shape)
     return int(np.count_nonzero(~np.isfinite(rows)))
 
 
@@ -48,6 +63,28 @@ def transpose_rows(rows: Array, first_row: int, columns: Array) -> None:
     """
     n_rows = min(rows.shape[0], columns.shape[1] - first_row)
     columns[:, first_row : first_row + n_rows] = rows[:n_rows, : columns.shape[0]].T
+
+
+def join_rows(parts_fs: Array, factors: Array, first_row: int, columns: Array) -> None:
+    """Join the transforms of the parts of each row and write them into `columns`.
+
+    Parameters
+    ----------
+    parts_fs : ndarray, shape (n_rows, n_parts, length), complex64
+        Transforms z of the parts of each row.
+    factors : ndarray, shape (n_parts, 4, n_columns, 2), float32
+        Complex factors a and b of z[k] and conj(z[-k]), as (a, a), (-a', a'), (b, -b), (b', b')
+        with ' for the imaginary part.
+    columns : ndarray, shape (n_columns, column_length), complex64
+        Filled at [:, first_row:]; rows that do not fit are left out.
+    """
+    n_rows = min(parts_fs.shape[0], columns.shape[1] - first_row)
+    a = factors[:, 0, :, 0] + 1j * factors[:, 1, :, 1]
+    b = factors[:, 2, :, 0] + 1j * factors[:, 3, :, 0]
+    k = np.arange(columns.shape[0]) % parts_fs.shape[2]
+    near = parts_fs[:n_rows, :, k]
+    far = parts_fs[:n_rows, :, -k].conj()
+    columns[:, first_row : first_row + n_rows] = (near * a + far * b).sum(axis=1).T
 
 
 def weight_slice(
