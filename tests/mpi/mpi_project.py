@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from relion_pseudosubtomo.io.star import StarFile, read_star, write_star
 from relion_pseudosubtomo.model.particle_set import Columns
 
 TIME_LIMIT = 120
+#: What a launcher prints that could not start its own server, before there is any rank; it happens
+#: once in some hundred starts, more often after jobs that were killed.
+LAUNCHER_FAILED = "The PMIx server's listener thread failed to start"
+N_STARTS = 5
 #: Particles left in each tomogram: sizes as unequal as in real projects.
 PARTICLES_KEPT = (40, 8, 22, 3, 30)
 OPTIMISATION_SET = ["--i", "Picks/job007/optimisation_set.star"]
@@ -32,10 +37,13 @@ class Launcher:
         "Open MPI" or "MPICH".
     mpirun : Path
         Its launcher.
+    scratch : Path
+        Folder for temporary files; its path is short, as names of sockets must be.
     """
 
     name: str
     mpirun: Path
+    scratch: Path
 
     def command(self, n_ranks: int, *options: str) -> list[str]:
         """Return the words that start the program on ranks."""
@@ -46,9 +54,12 @@ class Launcher:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the environment, which allows root, as in containers."""
+        """Return an environment that allows root, as in containers, with a folder of its own.
+
+        A launcher keeps its sockets and session files in TMPDIR, also those of a killed job.
+        """
         allow = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        return {**os.environ, **allow}
+        return {**os.environ, **allow, "TMPDIR": tempfile.mkdtemp(dir=self.scratch)}
 
 
 def keep_some_particles(path: Path) -> None:
@@ -82,7 +93,21 @@ def rewrite_particles(path: Path, change: Callable[[Columns], Columns]) -> None:
 def run(
     words: Sequence[str], environment: dict[str, str] | None = None, limit: float = TIME_LIMIT
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command with a time limit; nothing of it is left behind."""
+    """Run a command with a time limit; nothing of it is left behind.
+
+    A launcher that fails before there is a rank is started again: that is not what is tested.
+    """
+    for attempt in range(1, N_STARTS + 1):
+        done = _run_once(words, environment, limit)
+        if done.returncode == 0 or LAUNCHER_FAILED not in done.stdout or attempt == N_STARTS:
+            break
+        print(f"start {attempt} of the launcher failed: {LAUNCHER_FAILED}")
+    return done
+
+
+def _run_once(
+    words: Sequence[str], environment: dict[str, str] | None, limit: float
+) -> subprocess.CompletedProcess[str]:
     process = subprocess.Popen(
         words,
         env=environment,
