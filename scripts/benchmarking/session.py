@@ -1,0 +1,295 @@
+"""One run of the benchmark: what is to be measured, in which order, and what came out."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .configurations import FLOAT32, Configuration, Way
+from .data import Picks, Project, Size
+from .processes import BenchmarkError, Usage, median_usage, run_command
+
+PROGRAM = (sys.executable, "-m", "relion_pseudosubtomo")
+FLOOR = (sys.executable, str(Path(__file__).with_name("floor.py")))
+
+#: Open MPI refuses root, and more ranks than cores, unless it is told.
+MPI_ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+MPI_OPTIONS = ("--bind-to", "none", "--map-by", ":OVERSUBSCRIBE")
+
+
+@dataclass(frozen=True)
+class Key:
+    """Names a measurement.
+
+    Attributes
+    ----------
+    section : str
+        Letter of a configuration, or another section.
+    way : str
+        How it was run.
+    particles : int
+        Particles of the run; 1 where the figures are those of one particle.
+    """
+
+    section: str
+    way: str
+    particles: int = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line chose.
+
+    Attributes
+    ----------
+    size : Size
+    particles : tuple of int
+        The two particle numbers of a slope.
+    repeats : int
+    data, out : Path
+        Folders of the data, and of what is extracted for a while.
+    """
+
+    size: Size
+    particles: tuple[int, int]
+    repeats: int
+    data: Path
+    out: Path
+
+    def particles_of(self, configuration: Configuration) -> tuple[int, int]:
+        """Return the two particle numbers of a configuration."""
+        few, many = (max(1, round(n * configuration.share)) for n in self.particles)
+        return few, max(many, few + 1)
+
+
+@dataclass
+class Session:
+    """Measurements that wait, and the figures of those that are done.
+
+    Attributes
+    ----------
+    settings : Settings
+    runs : dict of Key to list of Usage
+        One a repeat.
+    bytes_written : dict of Key to int
+        Of runs that wrote.
+    notes : list of str
+        What was skipped and why, and facts of the data.
+    failed : bool
+        Whether a measurement failed; a note says which.
+    """
+
+    settings: Settings
+    runs: dict[Key, list[Usage]] = field(default_factory=dict)
+    bytes_written: dict[Key, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    failed: bool = False
+    _waiting: dict[Key, Callable[[], Usage]] = field(default_factory=dict)
+    _projects: dict[str, Project] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Print a remark and keep it for the report."""
+        if text not in self.notes:
+            print(text, flush=True)
+            self.notes.append(text)
+
+    def project(self, image_type: str = FLOAT32) -> Project:
+        """Return the project with images of a type."""
+        if image_type not in self._projects:
+            made = Project(self.settings.data, self.settings.size, image_type)
+            self._projects[image_type] = made
+        return self._projects[image_type]
+
+    def add(self, key: Key, measure: Callable[[], Usage]) -> None:
+        """Let a measurement wait for `run`."""
+        self._waiting[key] = measure
+
+    def run(self, repeats: int | None = None) -> None:
+        """Do all that waits, one after the other, and that again for every repeat.
+
+        Interleaved, because the speed of a machine drifts: what is compared is measured within
+        the same minutes.
+        """
+        n = self.settings.repeats if repeats is None else repeats
+        sections = list(dict.fromkeys(key.section for key in self._waiting))
+        # a section's floor and rivals right after it
+        ordered = sorted(self._waiting.items(), key=lambda item: sections.index(item[0].section))
+        for repeat in range(n):
+            for key, measure in ordered:
+                try:
+                    usage = measure()
+                except BenchmarkError as error:  # the other figures are still worth having
+                    self.failed = True
+                    self.note(f"FAILED {key.section}, {key.way}, {key.particles}: {error}")
+                    continue
+                self.runs.setdefault(key, []).append(usage)
+                print(
+                    f"{repeat + 1}/{n}  {key.section}, {key.way}, {key.particles}: "
+                    f"wall {usage.wall:.3f} s, user {usage.user:.3f} s",
+                    flush=True,
+                )
+        self._waiting.clear()
+
+    def median(self, key: Key) -> Usage | None:
+        """Return the medians of a measurement; None where it was not done."""
+        return median_usage(self.runs[key]) if key in self.runs else None
+
+    def slope(self, section: str, way: str) -> Usage | None:
+        """Return what one more particle takes, between the two particle numbers.
+
+        Memory is that of the larger number.
+        """
+        counts = sorted({k.particles for k in self.runs if (k.section, k.way) == (section, way)})
+        if len(counts) < 2:
+            return None
+        few, many = (median_usage(self.runs[Key(section, way, n)]) for n in counts[:2])
+        n = counts[1] - counts[0]
+        return Usage(
+            (many.wall - few.wall) / n,
+            (many.user - few.user) / n,
+            (many.system - few.system) / n,
+            many.private,
+            many.rss,
+        )
+
+    # What is measured
+
+    def add_configuration(self, configuration: Configuration, ways: Sequence[Way]) -> None:
+        """Let a configuration wait, with both particle numbers, in several ways."""
+        project = self.project(configuration.image_type)
+        tomograms = project.make_tomograms()
+        project.fill_page_cache()
+        for n in self.settings.particles_of(configuration):
+            picks = project.make_picks(configuration, n)
+            self.note_picks(configuration, picks)
+            for way in ways:
+                self.add_job(configuration, way, project, picks.path, tomograms, n)
+
+    def note_picks(self, configuration: Configuration, picks: Picks) -> None:
+        """Say what the particles of a configuration look like."""
+        self.note(
+            f"{configuration.name}: {len(picks.n_visible)} particles, "
+            f"{picks.n_visible.mean():.1f} frames each, "
+            f"{picks.crossing:.1%} of the windows reach past an edge"
+        )
+
+    def add_job(
+        self,
+        configuration: Configuration,
+        way: Way,
+        project: Project,
+        picks: str,
+        tomograms: str,
+        n_particles: int,
+        section: str | None = None,
+    ) -> None:
+        """Let one job of the program wait."""
+        words = ["--p", picks, "--t", tomograms, *configuration.options(), "--j", str(way.threads)]
+        if not way.writing:
+            words.append("--no_writing")
+        launcher = launcher_words(way.ranks)
+        if launcher is None:
+            self.note(f"{way.name} skipped: no mpirun beside the interpreter or in PATH")
+            return
+        key = Key(section or configuration.name, way.name, n_particles)
+        environment = MPI_ENVIRONMENT if way.ranks > 1 else {}
+
+        def measure() -> Usage:
+            with tempfile.TemporaryDirectory(dir=self.settings.out) as out:
+                command = [*launcher, *PROGRAM, *words, "--o", f"{out}/job/"]
+                usage, _ = run_command(command, project.directory, environment)
+                self.bytes_written[key] = _image_bytes(Path(out))
+            return usage
+
+        self.add(key, measure)
+
+    def add_floor(self, configuration: Configuration) -> None:
+        """Let the floor of a configuration wait, on 1 and on 2 threads."""
+        few, many = self.settings.particles_of(configuration)
+        picks = self.project(configuration.image_type).make_picks(configuration, many)
+        # the particles that make the slope, each with its own number of frames
+        frames = np.random.default_rng(0).permutation(picks.n_visible[few:])
+        words = ["--b", configuration.box, "--crop", configuration.crop]
+        words += ["--bin", configuration.binning, "--frames", *frames]
+        if configuration.stack2d:
+            words.append("--stack2d")
+        for threads in (1, 2):
+            command = [*FLOOR, *map(str, words), "--threads", str(threads)]
+
+            def measure(command: list[str] = command) -> Usage:
+                _, output = run_command(command, self.settings.data)
+                return Usage(**json.loads(output))
+
+            self.add(Key(configuration.name, floor_way(threads)), measure)
+
+    def add_command(
+        self, section: str, way: str, template: str, n: int, picks: str, tomograms: str
+    ) -> None:
+        """Let another program's command line wait.
+
+        Parameters
+        ----------
+        section, way : str
+            Its names in the tables.
+        template : str
+            The command line with {particles}, {tomograms} and {out}.
+        n : int
+            Particles.
+        picks, tomograms : str
+            Paths of the STAR files in the float32 project, where it is started.
+        """
+        directory = self.project().directory
+
+        def measure() -> Usage:
+            with tempfile.TemporaryDirectory(dir=self.settings.out) as out:
+                words = [
+                    word.format(particles=picks, tomograms=tomograms, out=f"{out}/job")
+                    for word in shlex.split(template)
+                ]
+                return run_command(words, directory)[0]
+
+        self.add(Key(section, way, n), measure)
+
+
+def floor_way(threads: int) -> str:
+    """Return the floor's name among the ways."""
+    return f"floor, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def launcher_words(ranks: int) -> list[str] | None:
+    """Return what starts several ranks; empty for one, None where there is nothing to do it."""
+    if ranks == 1:
+        return []
+    beside = Path(sys.executable).with_name("mpirun")
+    mpirun = str(beside) if beside.exists() else shutil.which("mpirun")
+    if mpirun is None:
+        return None
+    options = MPI_OPTIONS if _is_open_mpi(mpirun) else ()
+    return [mpirun, "-n", str(ranks), *options]
+
+
+@functools.cache
+def _is_open_mpi(mpirun: str) -> bool:
+    told = subprocess.run(
+        [mpirun, "--version"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **MPI_ENVIRONMENT},
+        check=False,
+    )
+    return "open" in told.stdout.lower()
+
+
+def _image_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.mrc*") if path.is_file())

@@ -1,0 +1,142 @@
+"""The benchmark's data, and a small run of it from start to end: results, not times."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from relion_pseudosubtomo.io.mrc import read_header, read_volume
+from relion_pseudosubtomo.options import JobOptions
+from relion_pseudosubtomo.preflight import read_and_check
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+IMAGE_SIZE = (704, 640)
+N_TILTS, THICKNESS = 9, 100
+SMALL = ["--image_size", "704", "640", "--tilts", str(N_TILTS), "--thickness", str(THICKNESS)]
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the benchmark's package with the modules that the tests use."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import benchmarking.configurations
+    import benchmarking.data
+
+    return benchmarking
+
+
+def run_script(name: str, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / name), *words], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("image_type", "mode"), [("float32", 2), ("float16", 12)])
+def test_images_are_distinct(parts: ModuleType, tmp_path: Path, image_type: str, mode: int) -> None:
+    """A tilt series is one stack of its own images, of the type asked for."""
+    project = parts.data.Project(
+        tmp_path, parts.data.Size(IMAGE_SIZE, N_TILTS, THICKNESS), image_type
+    )
+    project.make_tomograms(2)
+    stacks = sorted(project.directory.glob("TiltSeries/*.mrcs"))
+    assert len(stacks) == 2
+    for stack in stacks:
+        header = read_header(str(stack))
+        assert (header.nx, header.ny, header.nz, header.mode) == (*IMAGE_SIZE, N_TILTS, mode)
+    images = np.concatenate([read_volume(str(stack))[:, :8, :8] for stack in stacks])
+    assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 2 * N_TILTS
+
+
+@pytest.mark.parametrize("name", ["A", "D", "E", "F", "F all"])
+def test_particles_are_as_said(
+    parts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The program keeps all particles, in as many frames as the floor is told; 10% cross edges."""
+    job = parts.configurations.CONFIGURATIONS[name]
+    project = parts.data.Project(tmp_path, parts.data.Size(IMAGE_SIZE, N_TILTS, THICKNESS))
+    tomograms = project.make_tomograms(2)
+    picks = project.make_picks(job, 60, 2)
+    assert picks.crossing >= 0.1
+    monkeypatch.chdir(project.directory)
+    options = JobOptions(
+        output="out/",
+        box=job.box,
+        crop=job.crop,
+        binning=job.binning,
+        stack2d=job.stack2d,
+        max_dose=-1.0 if job.max_dose is None else job.max_dose,
+        particles=picks.path,
+        tomograms=tomograms,
+    )
+    _, plan = read_and_check(options)
+    n_visible = np.concatenate([task.visible.sum(axis=1) for task in plan.tasks])
+    np.testing.assert_array_equal(n_visible, picks.n_visible)
+    assert len(plan.dropped_rows) == 0
+
+
+def test_few_particles_are_the_first_of_many(parts: ModuleType, tmp_path: Path) -> None:
+    """Slopes need that; also where some particles are taken from the edges."""
+    job = parts.configurations.CONFIGURATIONS["D"]
+    project = parts.data.Project(tmp_path, parts.data.Size((3710, 3838), N_TILTS, 1600))
+    few, many = project.make_picks(job, 40), project.make_picks(job, 400)
+    np.testing.assert_array_equal(few.n_visible, many.n_visible[:40])
+    assert many.crossing >= 0.1
+
+
+def test_quick_run_writes_all_results(tmp_path: Path) -> None:
+    """Markdown, JSON and plot of a small run, with the floor and another program."""
+    results = tmp_path / "results"
+    versus = f"{sys.executable} -c pass {{particles}} {{tomograms}} {{out}}"
+    words = ["C", "B", "floor", "startup", "--quick", "--particles", "2", "4", *SMALL]
+    words += ["--data", str(tmp_path / "data"), "--results", str(results), "--versus", versus]
+    printed = run_script("benchmark.py", *words)
+    text = (results / "benchmark.md").read_text()
+    assert text in printed
+    assert "| A: 192/96/4, 3D | 2 threads | " in text
+    assert "| versus | the other program | 4 | " in text
+    record = json.loads((results / "benchmark.json").read_text())
+    ways = {(slope["section"], slope["way"]) for slope in record["slopes"]}
+    assert {("B", "2 threads"), ("B", "floor, 1 thread"), ("B", "floor, 2 threads")} <= ways
+    runs = {(run["section"], run["way"], run["particles"]): run for run in record["runs"]}
+    written = runs["A", "2 threads, written", 4]
+    assert written["bytes_written"] == 4 * (2 * 1024 + 4 * (96**3 + 2 * 96 * 96 * 49))
+    assert runs["A", "2 threads", 4]["bytes_written"] == 0
+    assert all(run["median"]["user"] > 0 for run in record["runs"])
+    assert 0 < written["median"]["private"] < written["median"]["rss"]
+    assert (results / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert not list((tmp_path / "data" / "out").iterdir())
+
+
+def test_unknown_section(tmp_path: Path) -> None:
+    """A wrong name is told before anything is made."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "benchmark.py"), "X", "--data", str(tmp_path / "data")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "found ['X']" in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(("job", "has_volume"), [("A", True), ("B", False)])
+def test_profile_knows_every_stage(tmp_path: Path, job: str, has_volume: bool) -> None:
+    """Each stage takes time, and no kernel or plan is without one."""
+    printed = run_script(
+        "profile_stages.py", job, "--particles", "2", "--data", str(tmp_path), *SMALL
+    )
+    rows = dict(line.split("|")[1:3] for line in printed.splitlines() if line.count("|") == 4)
+    times = {name.strip(): text.strip() for name, text in rows.items()}
+    assert not [name for name in times if name.startswith(("kernel ", "plan "))]
+    stages = ["cut windows", "row transforms", "column transforms", "write"]
+    if has_volume:
+        stages += ["insertion", "3D c2r"]
+    assert all(float(times[stage]) > 0 for stage in stages)
