@@ -9,7 +9,9 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 # one thread each: the program's own threads use the cores (read by NumPy when it is imported)
@@ -77,6 +79,9 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "--b": _number(int, None, "box size, binned pixels (needed)", dest="box", required=True),
         "--crop": _number(int, None, "output box size, binned pixels (--b)"),
         "--bin": _number(float, 1.0, "binning factor", dest="binning"),
+        "--exact_centre": _flag(
+            "exact centre and scale for any --b, --bin and tomogram size; RELION's are a little off"
+        ),
     },
     "frames and particles": {
         "--max_dose": _number(
@@ -84,6 +89,7 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "--min_frames": _number(int, 1, "visible frames a particle needs"),
         "--only_tomogram": {"metavar": "NAME", "help": "extract from this tomogram only"},
+        "--rename_duplicates": _flag("give particles of one name names of their own"),
     },
     "processing": {
         "--no_ctf": _flag("do not multiply by the CTF and the dose weight"),
@@ -116,6 +122,8 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "running": {
         "--j": _number(int, None, "threads (the cores available)", dest="threads"),
+        "--prebin": _flag("Fourier-crop tilt images first where that is faster: hardly different"),
+        "--preload": _flag("read tilt images in full instead of mapping them (network disks)"),
         "--only_do_unfinished": _flag("continue: do what has no completion record"),
         "--overwrite": _flag("remove the results of an earlier run first"),
         "--dry_run": _flag("check, print the plan, write nothing"),
@@ -147,7 +155,7 @@ class Parser(argparse.ArgumentParser):
 
     def unknown(self, words: Sequence[str]) -> NoReturn:
         """Raise an error that names the nearest known option."""
-        known = [name for options in OPTION_GROUPS.values() for name in options]
+        known = [*self._option_string_actions, *SUBCOMMANDS]
         lines = []
         for word in words:
             near = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.5)
@@ -155,13 +163,17 @@ class Parser(argparse.ArgumentParser):
         raise UsageError("; ".join(lines))
 
 
-def build_parser() -> Parser:
-    """Return the parser of an extraction."""
+def build_parser(command: str = "", description: str = DESCRIPTION) -> Parser:
+    """Return the parser of an extraction, or of a command that has its options."""
     parser = Parser(
-        prog="relion_pseudosubtomo",
+        prog=f"relion_pseudosubtomo {command}".rstrip(),
         usage="%(prog)s --p FILE --t FILE --b INT --o DIR [options]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
+        description=description,
+        epilog=EPILOG
+        + "".join(
+            f"\n  relion_pseudosubtomo {name} --help\n      {subcommand.summary}\n"
+            for name, subcommand in SUBCOMMANDS.items()
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
@@ -173,15 +185,15 @@ def build_parser() -> Parser:
     return parser
 
 
-def parse_options(arguments: Sequence[str]) -> JobOptions:
-    """Return the options of a command line.
+def parse_options(arguments: Sequence[str], parser: Parser | None = None) -> JobOptions:
+    """Return the options of a command line, by default of an extraction.
 
     Raises
     ------
     UsageError
         On unknown or missing options and values of the wrong kind.
     """
-    parser = build_parser()
+    parser = build_parser() if parser is None else parser
     known, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.unknown(unknown)
@@ -193,6 +205,8 @@ def parse_options(arguments: Sequence[str]) -> JobOptions:
         values["crop"] = values["box"]
     if values["debug"]:
         values["log_level"] = "debug"
+    if not values["output"]:
+        parser.error("--o is empty: expected a directory")
     return JobOptions(**values)
 
 
@@ -222,8 +236,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     words = list(sys.argv[1:] if arguments is None else arguments)
     configure_logging("info")
-    hint = " relion_pseudosubtomo --help lists the options."
+    # values that are not finite are counted, and named, by the program itself
+    warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)
+    hint = ""
     try:
+        if words and words[0] in SUBCOMMANDS:
+            return _run_subcommand(words[0], words[1:])
+        hint = " relion_pseudosubtomo --help lists the options."
         options = parse_options(words)
         hint = ""
         return _run(options, ["relion_pseudosubtomo", *words])
@@ -234,6 +253,94 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except SystemExit as leave:  # --help and --version
         return int(leave.code or 0)
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """What the first word of a command line can ask for instead of an extraction.
+
+    Attributes
+    ----------
+    summary : str
+        One line for --help.
+    run : callable
+        Takes the words behind the first, returns the exit status. Runs in one process.
+    """
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+def _run_check(words: list[str]) -> int:
+    from relion_pseudosubtomo.check import check
+
+    return check(parse_options(words, build_parser("check", SUBCOMMANDS["check"].summary)))
+
+
+def build_verify_parser() -> Parser:
+    """Return the parser of `verify`."""
+    parser = Parser(
+        prog="relion_pseudosubtomo verify",
+        description=SUBCOMMANDS["verify"].summary,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("directory", metavar="DIR", help="output directory of the extraction")
+    for names, details in (
+        (
+            ("--particles", "--p"),
+            _file("particles", "verify this particle set, as another program left it (DIR's own)"),
+        ),
+        (("--t",), _file("tomograms", "tomogram set (that of DIR/optimisation_set.star)")),
+        (("--mot",), _file("trajectories", "trajectory set (the same)")),
+        (("--max_dose",), _number(float, None, "that of the extraction, for RELION's directories")),
+        (("--deep",), _flag("read all values: finite, not constant, weights not negative")),
+        (
+            ("--repair",),
+            _flag("write DIR/particles_repaired.star, rlnTomoVisibleFrames computed anew"),
+        ),
+        (("-h", "--help"), {"action": "help", "help": "show this help and exit"}),
+    ):
+        parser.add_argument(*names, **details)
+    return parser
+
+
+def _run_verify(words: list[str]) -> int:
+    from relion_pseudosubtomo.verification.command import verify
+    from relion_pseudosubtomo.verification.results import Request
+
+    parser = build_verify_parser()
+    known, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.unknown(unknown)
+    return verify(Request(**vars(known)))
+
+
+#: First word -> what it does; without one of these the program extracts.
+SUBCOMMANDS = {
+    "check": Subcommand(
+        "Check all input of a job, given by the options of its run, and write nothing.", _run_check
+    ),
+    "verify": Subcommand(
+        "Check the files of a finished extraction: all there, valid, and fitting the tables.",
+        _run_verify,
+    ),
+}
+
+
+def _run_subcommand(name: str, words: list[str]) -> int:
+    """Run a command in the one process that speaks; a launcher's other processes do nothing."""
+    from relion_pseudosubtomo.parallel.launch import speaks_for_all
+
+    if not speaks_for_all(os.environ):
+        return 0
+    try:
+        return SUBCOMMANDS[name].run(words)
+    except UsageError as error:
+        raise UsageError(f"{error}. relion_pseudosubtomo {name} --help lists the options") from None
+    except (PseudoSubtomoError, OSError) as error:
+        logger.error("%s", error)
+        return EXIT_FAILED
 
 
 def _tell_pipeline(words: list[str]) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from relion_pseudosubtomo.core.prebin import prebinned_axis
 from relion_pseudosubtomo.model import Task, Tomogram
 from relion_pseudosubtomo.options import JobOptions, real_box_size
 
 MRC_HEADER_BYTES = 1024
 
-#: Seconds of one thread for a frame of 768-pixel windows, for a 96^3 volume: only ratios count.
-_SECONDS_FRAME_768 = 1.5e-3
-_SECONDS_VOLUME_96 = 12e-3
-#: Seconds to start a tomogram, and bytes of its images read in a second.
+#: Seconds of one thread, of which only ratios count: for a frame's window of 768 pixels, its slice
+#: of 192 in 3D, a volume of 96, and for a pixel of an image that is prebinned.
+_SECONDS_WINDOW_768 = 0.75e-3
+_SECONDS_SLICE_192 = 0.25e-3
+_SECONDS_VOLUME_96 = 8e-3
+_SECONDS_PREBIN_PIXEL = 6e-9
+#: Seconds to start a tomogram, and bytes of its images read in a second, where the ranks of a node
+#: share what one of them has read.
 _SECONDS_START = 0.05
-_BYTES_PER_SECOND = 2e9
+_BYTES_PER_SECOND = 4e9
 
 #: What Python, the libraries and the tables of a small job take.
 _BASE_MEMORY = 110e6
@@ -44,19 +49,56 @@ def task_bytes(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
 
 def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[float, float]:
     """Return the estimated cost of a task: to start it, and of each particle, in thread seconds."""
-    width, height = tomogram.image_size_xy
-    n_used = int(task.visible.any(axis=0).sum())
-    start = _SECONDS_START + 4.0 * width * height * n_used / _BYTES_PER_SECOND
-    frame = _SECONDS_FRAME_768 * (options.window / 768) ** 2
-    volume = 0.0 if options.stack2d else _SECONDS_VOLUME_96 * (options.crop / 96) ** 3
+    start = _SECONDS_START + 4.0 * _used_pixels(tomogram, task) / _BYTES_PER_SECOND
+    prebin = choose_prebin(options, tomogram, task)
+    if prebin > 1:
+        start += _SECONDS_PREBIN_PIXEL * _used_pixels(tomogram, task)
+    frame = _window_seconds(options.window // prebin)
+    if options.stack2d:
+        return start, frame * float(task.visible.sum()) / len(task)
+    frame += _SECONDS_SLICE_192 * (options.box / 192) ** 2
+    volume = _SECONDS_VOLUME_96 * (options.crop / 96) ** 3
     return start, volume + frame * float(task.visible.sum()) / len(task)
 
 
+def choose_prebin(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
+    """Return the factor by which a tomogram's tilt images are made smaller first; 1 leaves them.
+
+    It depends on nothing but the input, so that any number of ranks and restarts decide alike.
+
+    Parameters
+    ----------
+    options : JobOptions
+    tomogram : Tomogram
+    task : Task
+        The tomogram's whole task.
+    """
+    factor = options.prebin_factor
+    if not options.prebin or factor == 1:
+        return 1
+    saved = _window_seconds(options.window) - _window_seconds(options.window // factor)
+    cost = _SECONDS_PREBIN_PIXEL * _used_pixels(tomogram, task)
+    return factor if saved * float(task.visible.sum()) > cost else 1
+
+
+def _window_seconds(window: int) -> float:
+    return _SECONDS_WINDOW_768 * (window / 768) ** 2
+
+
+def _used_pixels(tomogram: Tomogram, task: Task) -> int:
+    width, height = tomogram.image_size_xy
+    return width * height * int(task.visible.any(axis=0).sum())
+
+
 def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int) -> float:
-    """Return the private memory in bytes that a rank needs: workspaces, tables, two tomograms."""
+    """Return the private memory in bytes that a rank needs.
+
+    Workspaces of its threads, tables, and the tilt images of two tomograms, the present one and the
+    next, where they are not mapped: with `--preload` and `--prebin`.
+    """
     s, n, s0 = options.box, options.crop, options.window
     half = s // 2 + 1
-    workspace = 16 * half * s0 + 8 * half * s + 400_000
+    workspace = 16 * half * (s0 + 8) + 8 * half * s + 400_000
     workspace += 4 * s0 * s0 if options.circle_precrop else 0
     workspace += 8 * half * s + 4 * s * (n + 1)
     if options.stack2d:
@@ -71,4 +113,20 @@ def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int
         workspace = 16 * padded**3  # the padded box and its transform, with their copies
     tables = max((t.n_frames for t in tomograms), default=0) * 4 * half * s
     tables *= 2 if options.whiten else 1
-    return _BASE_MEMORY + threads * workspace + 2 * tables
+    images = max((_image_memory(options, t, threads) for t in tomograms), default=0.0)
+    return _BASE_MEMORY + threads * workspace + 2 * tables + images
+
+
+def _image_memory(options: JobOptions, tomogram: Tomogram, threads: int) -> float:
+    """Return the bytes of two such tomograms' images that are not mapped, and to make them."""
+    width, height = tomogram.image_size_xy
+    images = scratch = 0.0
+    if options.preload:
+        images += 4.0 * width * height * tomogram.n_frames
+    if options.prebin and options.prebin_factor > 1:
+        factor = options.prebin_factor
+        nx, ny = (prebinned_axis(size, factor)[0] for size in (width, height))
+        images += 4.0 * nx * ny * tomogram.n_frames
+        columns = 8.0 * (nx // 2 + 1) * ny
+        scratch = threads * (2 * factor * columns + 3 * columns + 8.0 * nx * ny)
+    return 2 * images + scratch

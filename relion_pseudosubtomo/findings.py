@@ -17,7 +17,8 @@ ADVICE: dict[str, str] = {
     "bad-option": "Correct the option.",
     "option-combination": "Leave out one of the two.",
     "odd-window": "An even --b times --bin agrees with RELION's own images.",
-    "fractional-window": "Use one of the box sizes named for exact scale and centre.",
+    "fractional-window": "Use one of the box sizes named, or --exact_centre, for exact scale and "
+    "centre.",
     "missing-input": "Give --i, or both --p and --t.",
     "only-tomogram": "Give the name as it stands in the tomogram set.",
     "output-directory": "Give another --o, or make that directory writable.",
@@ -42,8 +43,15 @@ ADVICE: dict[str, str] = {
     "no-tomograms": "Check that this is the right file.",
     "duplicate-tomogram": "Give every tomogram a name of its own.",
     "unsafe-name": "Rename: names become parts of output paths.",
+    "long-name": "Shorten: file systems hold no longer ones.",
     "missing-size": "Add the sizes in unbinned pixels if particle coordinates rely on them.",
-    "odd-size": "As in RELION, coordinates and projections differ by half a pixel there.",
+    "odd-size": "As in RELION, coordinates and projections differ by half a pixel there; "
+    "--exact_centre uses the true centre.",
+    "alignment-zero": "Use the tomogram set of the job that aligned the tilt series.",
+    "dose-zero": "Images are not weighted by dose; import the tilt series with their dose.",
+    "dose-repeated": "Each tilt image has a dose of its own; check the order of the tilts.",
+    "defocus-range": "Check the CTF estimation of these tilts; defocus is in Angstrom.",
+    "ctf-zero": "Use the tomogram set of the job that estimated the CTF.",
     "global-rotation": "The tilt tables should hold it; check that it is the refined one.",
     "deformation-ignored": "Add the model's type to use it.",
     "no-frames": "Remove the tomogram, or complete its tilt table.",
@@ -63,13 +71,48 @@ ADVICE: dict[str, str] = {
     "no-particles": "Check that particle and tomogram set belong together.",
     "unknown-tomogram": "These particles are left out.",
     "unused-tomogram": "Nothing is extracted from them.",
-    "duplicate-particle": "Make the names unique: trajectories and output files go by them.",
+    "duplicate-particle": "Make the names unique, or let --rename_duplicates do so: trajectories "
+    "and output files go by them.",
+    "renamed-particle": "Which name became which is in renamed_particles.star.",
+    "same-file": "Rename the particles.",
+    "nothing-left": "Correct what the reasons name.",
+    "coordinates": "Check the unit, origin and binning of the coordinates.",
+    "optics-filled": "Right if the particles come from these tomograms.",
     "optics-group": "Correct the group's number, or remove data_optics to have it made.",
     "optics-disagree": "Make the two agree; images are corrected with the tomogram's values.",
     # Trajectories
     "trajectory-missing": "Use the trajectory set of these particles, or none.",
+    "trajectory-renamed": "Give the sets names of their own before they are joined, or use no "
+    "trajectories.",
     "trajectory-frames": "Use the trajectory set made with these tilt series.",
     "trajectory-order": "Trajectories of very old files fit only the particle set they came with.",
+    # Results (verify)
+    "result-missing": "Extract these particles again with --only_do_unfinished, or verify where "
+    "the job was started.",
+    "result-unreadable": "Extract these particles again with --only_do_unfinished.",
+    "result-format": "RELION reads such files, other programs may not; this one writes none.",
+    "result-size": "The image file is not from this extraction: extract again.",
+    "result-mode": "The image file is not from this extraction: extract again.",
+    "result-pixel-size": "The image file or data_optics is not from this extraction.",
+    "result-shared": "Sets were joined whose files overwrite each other: extract again from the "
+    "joined set.",
+    "result-name": "Rows were mixed up, or particles renamed: make rlnImageName fit again.",
+    "result-table": "Correct the entry, or use the table of the extraction.",
+    "result-visible": "verify --repair computes it anew.",
+    "result-frames": "Use the tomogram set of the extraction; verify --repair computes it anew.",
+    "result-slices": "A refinement would pair images with the wrong tilts: verify --repair "
+    "computes it anew.",
+    "result-geometry": "Images would be paired with the wrong tilts: verify --repair computes it "
+    "anew.",
+    "result-repair": "Nothing was written; give --max_dose as in the extraction, and its tomogram "
+    "set.",
+    "result-record": "Continue the extraction with --only_do_unfinished.",
+    "result-changed": "The files were touched after the extraction: read them with --deep, or "
+    "extract again.",
+    "result-orphan": "Left by another program or a former run; remove them if nothing needs them.",
+    "result-not-finite": "Look for such pixels in the tilt images, and extract again.",
+    "result-constant": "Look at the tilt images and the CTF of these frames.",
+    "result-negative": "The file is damaged: extract again.",
 }
 
 
@@ -186,7 +229,7 @@ def list_first(values: Iterable[object], limit: int = 10) -> str:
     return f"{', '.join(texts[:limit])}, ... ({len(texts)} in all)"
 
 
-def format_findings(findings: Findings, limit: int = 10) -> str:
+def format_findings(findings: Findings, limit: float = 10) -> str:
     """Return all findings, errors first, one a line, and of each code at most `limit`."""
     lines: list[str] = []
     counts: Counter[str] = Counter()

@@ -83,3 +83,6 @@ PARTICLE_NUMBER = "rlnParticleNumber"
 
 # This program's own, in dropped.star
 DROP_REASON = "rlnPseudoSubtomoDropReason"
+
+# This program's own, in renamed_particles.star
+FORMER_NAME = "rlnPseudoSubtomoFormerParticleName"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +11,13 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo.core.ctf import ctf_phase_coefficients, electron_wavelength
 from relion_pseudosubtomo.core.frames import FrameTables, make_frame_tables
 from relion_pseudosubtomo.core.noise import noise_weight, spread_noise_weight
+from relion_pseudosubtomo.core.prebin import prebin_images
 from relion_pseudosubtomo.core.subtomogram import TiltImages
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.model import Tomogram
 from relion_pseudosubtomo.options import JobOptions
+
+logger = logging.getLogger("relion_pseudosubtomo")
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,15 @@ class LoadedTomogram:
 
 
 def load_tomogram(
-    options: JobOptions, tomogram: Tomogram, index: int, used: NDArray[np.bool_]
+    options: JobOptions,
+    tomogram: Tomogram,
+    index: int,
+    used: NDArray[np.bool_],
+    *,
+    prebin: int,
+    threads: int,
 ) -> LoadedTomogram:
-    """Map the tilt images of a tomogram and compute the weights of its used frames.
+    """Map, read or prebin the tilt images of a tomogram; compute the weights of its used frames.
 
     Parameters
     ----------
@@ -48,10 +58,17 @@ def load_tomogram(
         Its place in the tomogram set.
     used : ndarray, shape (n_frames,), bool
         Frames in which any particle is visible; only these are read.
+    prebin : int
+        Factor by which the images are Fourier-cropped; 1 leaves them as they are.
+    threads : int
+        Threads that do so.
     """
-    mapped = mrc.map_series(tomogram.frames)
-    mrc.read_ahead([mapped[f] for f in np.flatnonzero(used)])
-    noise = _noise_weights(options, mapped, used) if options.whiten else None
+    if options.preload:
+        images = list(mrc.read_series(tomogram.frames, np.flatnonzero(used).tolist()))
+    else:
+        images = mrc.map_series(tomogram.frames)
+        mrc.read_ahead([images[f] for f in np.flatnonzero(used)])
+    noise = _noise_weights(options, images, used) if options.whiten else None
     tables = make_frame_tables(
         box=options.box,
         binned_pixel_size=options.binning * tomogram.pixel_size,
@@ -73,14 +90,21 @@ def load_tomogram(
         cutoff=options.cutoff_fract,
         noise=noise,
     )
-    return LoadedTomogram(index, TiltImages.from_arrays(mapped), tables)
+    ready = TiltImages.from_arrays(images)
+    if prebin > 1:
+        ready = prebin_images(ready, tomogram.image_size_xy, used, prebin, threads)
+        if ready.prebin == 1:
+            logger.warning(
+                "%s: pixels are NaN or infinite, so --prebin is not used for it", tomogram.name
+            )
+    return LoadedTomogram(index, ready, tables)
 
 
 def _noise_weights(
-    options: JobOptions, mapped: list[NDArray], used: NDArray[np.bool_]
+    options: JobOptions, images: list[NDArray], used: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
     noise = np.zeros((len(used), options.box // 2 + 1, options.box), np.float32)
     for f in np.flatnonzero(used):
-        weight = noise_weight(mapped[f], options.window)
+        weight = noise_weight(images[f], options.window)
         noise[f] = spread_noise_weight(weight, options.box, options.binning)
     return noise

@@ -39,7 +39,7 @@ def merge_particles(
         columns.pop(labels.MICROGRAPH_NAME, None)
         columns.pop(labels.CTF_IMAGE, None)
         visible = [flags for task in plan.tasks for flags in task.visible]
-        columns[labels.VISIBLE_FRAMES] = text_column([_vector(flags) for flags in visible])
+        columns[labels.VISIBLE_FRAMES] = text_column([vector_text(flags) for flags in visible])
     stems = [output_path(options, stem) for task in plan.tasks for stem in task.stems]
     suffix = "_stack2d.mrcs" if options.stack2d else "_data.mrc"
     columns[labels.IMAGE_NAME] = text_column(stems, "{}" + suffix)
@@ -50,7 +50,8 @@ def merge_particles(
     return columns
 
 
-def _vector(flags: NDArray[np.bool_]) -> str:
+def vector_text(flags: NDArray[np.bool_]) -> str:
+    """Return flags as they stand in rlnTomoVisibleFrames."""
     return "[" + ",".join("1" if flag else "0" for flag in flags) + "]"
 
 
@@ -143,6 +144,18 @@ def merge_dropped(particle_set: ParticleSet, plan: Plan) -> Columns:
         labels.TOMO_NAME: particle_set.columns[labels.TOMO_NAME][rows],
         labels.PARTICLE_NAME: particle_set.names[rows],
         labels.DROP_REASON: text_column(list(plan.dropped_reasons)),
+    }
+
+
+def merge_renamed(particle_set: ParticleSet) -> Columns | None:
+    """Return the table of renamed_particles.star, new and former names; None without any."""
+    if particle_set.former_names is None:
+        return None
+    rows = np.flatnonzero(particle_set.names != particle_set.former_names)
+    return {
+        labels.TOMO_NAME: particle_set.columns[labels.TOMO_NAME][rows],
+        labels.PARTICLE_NAME: particle_set.names[rows],
+        labels.FORMER_NAME: particle_set.former_names[rows],
     }
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from relion_pseudosubtomo.findings import Findings
 
+#: Less than this from a whole number of pixels is one.
+_WHOLE_NUMBER = 1e-6
+
 
 @dataclass(frozen=True)
 class JobOptions:
@@ -50,6 +53,10 @@ class JobOptions:
     sum: bool = False
     no_writing: bool = False
     real_subtomo: bool = False
+    exact_centre: bool = False
+    prebin: bool = False
+    preload: bool = False
+    rename_duplicates: bool = False
     threads: int | None = None
     pipeline_control: str | None = None
     only_tomogram: str | None = None
@@ -66,6 +73,22 @@ class JobOptions:
     def window(self) -> int:
         """Box in unbinned pixels, `s0` (spec 2)."""
         return math.floor(self.binning * self.box + 0.5)
+
+    @property
+    def has_fractional_window(self) -> bool:
+        """Whether b s is no whole number, so that the window is a little larger or smaller."""
+        return abs(self.window - self.binning * self.box) >= _WHOLE_NUMBER
+
+    @property
+    def prebin_factor(self) -> int:
+        """Integer q by which `--prebin` can make tilt images smaller first; 1 where it cannot.
+
+        The largest that divides the window evenly and leaves a band twice as wide as is kept.
+        """
+        if self.real_subtomo or self.circle_precrop or self.has_fractional_window:
+            return 1
+        factors = range(math.floor(self.binning / 2), 1, -1)
+        return next((q for q in factors if self.window % (2 * q) == 0), 1)
 
     @property
     def offsets_applied(self) -> bool:
@@ -157,12 +180,25 @@ def _check_combinations(options: JobOptions, findings: Findings) -> None:
                 findings.error("option-combination", f"{mode} together with {name}, which needs 3D")
     if options.stack2d and options.real_subtomo:
         findings.error("option-combination", "--stack2d together with --real_subtomo")
+    if options.real_subtomo and options.exact_centre:
+        findings.error(
+            "option-combination",
+            "--real_subtomo together with --exact_centre: boxes are cut at whole voxels",
+        )
+    if options.real_subtomo and options.prebin:
+        findings.error(
+            "option-combination", "--real_subtomo together with --prebin: no tilt images are read"
+        )
+    if options.real_subtomo and options.preload:
+        findings.error(
+            "option-combination", "--real_subtomo together with --preload: no tilt images are read"
+        )
     if options.real_subtomo and options.no_writing:
         findings.error("option-combination", "--real_subtomo together with --no_writing")
 
 
 def _check_window(options: JobOptions, findings: Findings) -> None:
-    if options.real_subtomo:
+    if options.real_subtomo or options.exact_centre:
         return
     exact = options.binning * options.box
     if options.window % 2:
@@ -173,7 +209,7 @@ def _check_window(options: JobOptions, findings: Findings) -> None:
             "there, these are not, so the two differ",
         )
         return
-    if abs(options.window - exact) < 1e-6:
+    if not options.has_fractional_window:
         return
     good = [str(box) for box in nearest_whole_boxes(options.box, options.binning)]
     findings.warning(
@@ -191,7 +227,7 @@ def nearest_whole_boxes(box: int, binning: float, reach: int = 200) -> list[int]
 
     def fits(size: int) -> bool:
         exact = size * binning
-        return abs(exact - 2 * round(exact / 2)) < 1e-6
+        return abs(exact - 2 * round(exact / 2)) < _WHOLE_NUMBER
 
     below = next((s for s in range(box - 2, max(0, box - reach), -2) if fits(s)), None)
     above = next((s for s in range(box + 2, box + reach, 2) if fits(s)), None)

@@ -31,6 +31,7 @@ TOP_FILES = (
     "dropped.star",
     "optimisation_set.star",
     "motion.star",
+    "renamed_particles.star",
     "particles_for_class2d.star",
     "sum_data.mrc",
     "sum_weight.mrc",

@@ -72,12 +72,18 @@ class ProjectedPositions:
         Median image size, pixels (x, y).
     low, high : tuple of float
         5th and 95th percentile of the coordinates as shares of the tomogram size (x, y).
+    n_particles : int
+        How many were placed.
+    share_outside : float
+        Share of them whose median projected position lies outside its tilt images.
     """
 
     median_point: tuple[float, float]
     median_image_size: tuple[float, float]
     low: tuple[float, float]
     high: tuple[float, float]
+    n_particles: int = 0
+    share_outside: float = 0.0
 
 
 def make_plan(
@@ -171,8 +177,8 @@ def output_stems(particle_set: ParticleSet, tomogram_set: TomogramSet) -> list[s
     wanted = [stem for stem in stems if stem]
     if len(set(wanted)) < len(wanted):
         raise InputError(
-            f"Output files in {particle_set.path}: expected one file name a particle, found "
-            "particles whose tomogram and particle names give the same file. Rename them."
+            f"output files in {particle_set.path}: expected one file name a particle, found "
+            "particles whose tomogram and particle names give the same file"
         )
     return stems
 
@@ -219,6 +225,8 @@ def _projected_positions(seen: list[tuple[NDArray, ...]]) -> ProjectedPositions:
         return ProjectedPositions(nothing, nothing, nothing, nothing)
     point, size, share = (np.concatenate(parts) for parts in zip(*seen, strict=True))
 
+    outside = ((point < 0) | (point > size - 1)).any(axis=1)
+
     def pair(values: NDArray) -> tuple[float, float]:
         return float(values[0]), float(values[1])
 
@@ -227,4 +235,6 @@ def _projected_positions(seen: list[tuple[NDArray, ...]]) -> ProjectedPositions:
         pair(np.median(size, axis=0)),
         pair(np.percentile(share, 5, axis=0)),
         pair(np.percentile(share, 95, axis=0)),
+        len(point),
+        float(outside.mean()),
     )

@@ -20,6 +20,8 @@ from relion_pseudosubtomo.io.tomograms import read_tomogram_set
 from relion_pseudosubtomo.io.trajectories import check_trajectory_file, read_trajectories
 from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet, Trajectories
 from relion_pseudosubtomo.options import JobOptions, check_options
+from relion_pseudosubtomo.plan import Plan, make_plan
+from relion_pseudosubtomo.summary import drop_lines, judge_coordinates
 
 _RESULT_FILES = ("particles.star", "optimisation_set.star")
 _IMAGE_FOLDER = "Subtomograms"
@@ -50,8 +52,10 @@ class JobInput:
     findings: Findings
 
 
-def read_and_check(options: JobOptions) -> JobInput:
-    """Read all STAR files and image headers of a job.
+def check_job(options: JobOptions) -> tuple[Findings, JobInput | None, Plan | None]:
+    """Read all STAR files and image headers of a job, and plan it; nothing is written.
+
+    Every start does this, and the command `check` nothing else.
 
     Parameters
     ----------
@@ -60,19 +64,71 @@ def read_and_check(options: JobOptions) -> JobInput:
 
     Returns
     -------
-    JobInput
+    findings : Findings
+        All that is wrong or doubtful.
+    job : JobInput or None
+        None where it could not be read.
+    plan : Plan or None
+        None where what was read is not good enough to plan with.
+    """
+    findings = check_options(options)
+    are_options_good = not findings.errors
+    check_output_directory(options, findings)
+    n_errors = len(findings.errors)
+    job = _read(options, findings)
+    plan = None
+    if job is not None and are_options_good and len(findings.errors) == n_errors:
+        plan = _plan(options, job, findings)
+    return findings, job, plan
+
+
+def read_and_check(options: JobOptions) -> tuple[JobInput, Plan]:
+    """Return a job and its plan as from `check_job`.
 
     Raises
     ------
     InputError
         Where there is an error; the message lists everything that was found.
     """
-    findings = check_options(options)
-    check_output_directory(options, findings)
-    job = _read(options, findings)
-    if findings.errors or job is None:
+    findings, job, plan = check_job(options)
+    if findings.errors or job is None or plan is None:
         raise InputError("the input cannot be used\n" + format_findings(findings))
-    return job
+    return job, plan
+
+
+def _plan(options: JobOptions, job: JobInput, findings: Findings) -> Plan | None:
+    """Return the plan, and judge by it where the particles are; None where there can be none."""
+    path = job.particle_set.path
+    try:
+        plan = make_plan(options, job.tomogram_set, job.particle_set, job.trajectories)
+    except InputError as error:
+        findings.error("same-file", str(error))
+        return None
+    clash = _find_file_for_folder(options, plan)
+    if clash is not None:
+        findings.error("same-file", f"{clash} has to be a file and a folder", file=path)
+    looks = judge_coordinates(plan, len(job.particle_set))
+    if looks is not None:
+        findings.warning("coordinates", looks, file=path)
+    if not plan.tasks:
+        found = "; ".join(drop_lines(plan))
+        findings.error("nothing-left", "no particle is left to extract", file=path, found=found)
+    return plan
+
+
+def _find_file_for_folder(options: JobOptions, plan: Plan) -> str | None:
+    """Return a path that is one particle's file and the folder of others; None for sound names."""
+    folders: set[str] = set()
+    stems = [stem for task in plan.tasks for stem in task.stems]
+    for folder in {stem.rpartition("/")[0] for stem in stems}:
+        while folder not in folders and folder:
+            folders.add(folder)
+            folder = os.path.dirname(folder)
+    suspects = {folder for folder in folders if folder.endswith(options.image_suffixes)}
+    if not suspects:
+        return None
+    files = {stem + suffix for stem in stems for suffix in options.image_suffixes}
+    return min(suspects & files, default=None)
 
 
 def check_output_directory(options: JobOptions, findings: Findings) -> None:
@@ -183,14 +239,24 @@ def _read(options: JobOptions, findings: Findings) -> JobInput | None:
     particle_set = None
     if table is not None:
         particle_set = make_particle_set(
-            table, tomogram_set, findings, only_tomogram=options.only_tomogram
+            table,
+            tomogram_set,
+            findings,
+            only_tomogram=options.only_tomogram,
+            rename_duplicates=options.rename_duplicates,
         )
     if particle_set is None or tomogram_set is None:
         if files.trajectories is not None:
             check_trajectory_file(files.trajectories, findings)
         return None
     trajectories = None
-    if files.trajectories is not None:
+    if files.trajectories is not None and particle_set.former_names is not None:
+        findings.error(
+            "trajectory-renamed",
+            "trajectories go by names that several particles have",
+            file=files.trajectories,
+        )
+    elif files.trajectories is not None:
         trajectories = read_trajectories(files.trajectories, particle_set, tomogram_set, findings)
     job = JobInput(files, tomogram_set, particle_set, trajectories, findings)
     return job if options.only_tomogram is None else _leave_out_others(job)

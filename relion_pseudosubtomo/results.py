@@ -62,6 +62,9 @@ def write_tables(options: JobOptions, job: JobInput, plan: Plan) -> None:
     optics = merge.merge_optics(options, particle_set, tomogram_set)
     dropped = merge.merge_dropped(particle_set, plan)
     star.write_star(output / "dropped.star", [star.StarTable("particles", dropped)])
+    renamed = merge.merge_renamed(particle_set)
+    if renamed is not None:
+        star.write_star(output / "renamed_particles.star", [star.StarTable("particles", renamed)])
     if job.trajectories is not None and len(plan.dropped_rows):
         kept = plan.kept_rows
         shifts = [job.trajectories.shifts[row] for row in kept]

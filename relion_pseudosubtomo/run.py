@@ -13,11 +13,10 @@ import numpy as np
 
 from relion_pseudosubtomo import merge
 from relion_pseudosubtomo.core import kernels
-from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.estimate import rank_memory, task_bytes, task_seconds
+from relion_pseudosubtomo.estimate import choose_prebin, rank_memory, task_bytes, task_seconds
 from relion_pseudosubtomo.io.fingerprint import fingerprint_task
 from relion_pseudosubtomo.io.lock import DirectoryLock
-from relion_pseudosubtomo.model import TaskResult
+from relion_pseudosubtomo.model import TaskResult, Tomogram
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.output_directory import Completed, OutputDirectory
 from relion_pseudosubtomo.parallel.coordinate import News
@@ -25,7 +24,7 @@ from relion_pseudosubtomo.parallel.schedule import TaskCost
 from relion_pseudosubtomo.parallel.work import Outcome, Piece
 from relion_pseudosubtomo.parallel.world import Pool
 from relion_pseudosubtomo.pipeline import PipelineControl
-from relion_pseudosubtomo.plan import Plan, leave_out_tasks, make_plan
+from relion_pseudosubtomo.plan import Plan, leave_out_tasks
 from relion_pseudosubtomo.preflight import JobInput, check_unchanged, read_and_check
 from relion_pseudosubtomo.progress import Progress
 from relion_pseudosubtomo.results import write_note, write_summary, write_sums, write_tables
@@ -40,6 +39,11 @@ from relion_pseudosubtomo.task_work import writes_records
 from relion_pseudosubtomo.worker import SharedJob, TaskInput
 
 logger = logging.getLogger("relion_pseudosubtomo")
+
+NO_PREBIN = (
+    "--prebin is not used: it needs a whole factor of 2 or more, at most half of --bin, that "
+    "divides the window of --b times --bin pixels, and no --circle_precrop"
+)
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 75
 
@@ -87,14 +91,9 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
         Where the input cannot be used; nothing has been written then.
     """
     started = time.perf_counter()
-    job = read_and_check(options)
-    for finding in job.findings:
-        logger.warning("%s", finding.text)
-    plan = make_plan(options, job.tomogram_set, job.particle_set, job.trajectories)
-    for line in drop_lines(plan, len(job.particle_set)):
-        logger.warning("%s", line)
-    if not plan.tasks:
-        raise InputError("No particle is left to extract: see the reasons above.")
+    job, plan = read_and_check(options)
+    for text in (*(finding.text for finding in job.findings), *drop_lines(plan)):
+        logger.warning("%s", text)
     if options.dry_run:
         _print_plan(options, job, plan, pool.size, start.threads)
         return EXIT_DONE
@@ -178,12 +177,13 @@ class Extraction:
             self.job.tomogram_set, self.plan.tasks, fingerprints
         )
         self.summary.n_done_before = sum(len(record.stems) for record in records)
+        self._tell_prebin()
         costs = self._costs(start.threads)
         self.directory.check_space(self._bytes_to_write())
         self.directory.begin()
         logger.info(
             "Private memory: about %.2f GB a rank",
-            rank_memory(self.options, self.job.tomogram_set.tomograms, start.threads) / 1e9,
+            rank_memory(self.options, self._tomograms(), start.threads) / 1e9,
         )
         began = time.perf_counter()
 
@@ -218,6 +218,28 @@ class Extraction:
             for task in self.plan.tasks
         }
 
+    def _tomograms(self) -> list[Tomogram]:
+        """Return the tomogram of every task."""
+        tomograms = self.job.tomogram_set.tomograms
+        return [tomograms[task.tomogram] for task in self.plan.tasks]
+
+    def _tell_prebin(self) -> None:
+        """Say where `--prebin` is used, and where not."""
+        options, n = self.options, len(self.plan.tasks)
+        if not options.prebin:
+            return
+        if options.prebin_factor == 1:
+            logger.warning("%s", NO_PREBIN)
+            return
+        pairs = zip(self._tomograms(), self.plan.tasks, strict=True)
+        used = sum(choose_prebin(options, tomogram, task) > 1 for tomogram, task in pairs)
+        logger.info(
+            "Prebinning by %d: %d tomograms; exact, as too few particles would gain: %d tomograms",
+            options.prebin_factor,
+            used,
+            n - used,
+        )
+
     def _costs(self, threads: int) -> list[TaskCost]:
         costs = []
         for task in self.plan.tasks:
@@ -236,14 +258,16 @@ class Extraction:
 
     def _describe(self, piece: Piece, fingerprint: str) -> TaskInput:
         """Return what a rank needs to do a piece."""
-        task = self.plan.tasks[piece.task].part(piece.start, piece.stop)
+        whole = self.plan.tasks[piece.task]
+        task = whole.part(piece.start, piece.stop)
         moving = self.job.trajectories
         return TaskInput(
             task,
             self.job.particle_set.take_numbers(task.rows),
             None if moving is None else moving.stack(task.rows),
-            np.any(self.plan.tasks[piece.task].visible, axis=0),
+            np.any(whole.visible, axis=0),
             fingerprint,
+            choose_prebin(self.options, self.job.tomogram_set.tomograms[whole.tomogram], whole),
         )
 
     def _take(self, news: News) -> None:
@@ -257,8 +281,9 @@ class Extraction:
                     self.directory.forget_range(name, piece.start, piece.stop)
             return
         self.signalled = self.signalled or news.stopping
-        if news.peak_memory:
-            self.summary.peak_memory[news.rank] = news.peak_memory
+        if news.private_memory:
+            before = self.summary.private_memory.get(news.rank, 0)
+            self.summary.private_memory[news.rank] = max(before, news.private_memory)
             self.busy[news.rank] = news.busy_seconds
         for outcome in news.outcomes:
             self._take_outcome(news.rank, outcome)

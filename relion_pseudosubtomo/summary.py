@@ -20,32 +20,51 @@ from relion_pseudosubtomo.plan import (
 #: Share of dropped particles above which the coordinates are looked at.
 SUSPICIOUS_SHARE = 0.2
 
+#: So many fill a tomogram: fewer may well lie in one part of it.
+ENOUGH_PARTICLES = 50
 
-def drop_lines(plan: Plan, n_particles: int) -> list[str]:
-    """Return one line a drop reason, and the diagnosis where many were dropped."""
+_SIZES_MISSING = "The tomogram sizes are missing, so the coordinates cannot be judged."
+_NOTHING_SPECIAL = (
+    "The coordinates look neither binned nor off centre; check the alignment, --crop and "
+    "--min_frames."
+)
+
+
+def drop_lines(plan: Plan) -> list[str]:
+    """Return one line a drop reason."""
+    return [f"Dropped {n}: {reason}" for reason, n in count_dropped(plan).items()]
+
+
+def judge_coordinates(plan: Plan, n_particles: int) -> str | None:
+    """Return what the coordinates look like where that is suspicious, else None.
+
+    Suspicious is that many particles are dropped, or that many fill the tomogram in a way that
+    hints at another unit or origin.
+    """
     counts = Counter(plan.dropped_reasons)
-    lines = [f"Dropped {counts[reason]}: {reason}" for reason in DROP_REASONS if counts[reason]]
     n_other = counts[UNKNOWN_TOMOGRAM] + counts[FAILED_TOMOGRAM]
     n_placed, n_dropped = n_particles - n_other, len(plan.dropped_rows) - n_other
-    if n_placed and n_dropped > SUSPICIOUS_SHARE * n_placed:
-        lines.append(_diagnosis(plan.projected, n_dropped / n_placed))
-    return lines
-
-
-def _diagnosis(where: ProjectedPositions, share: float) -> str:
+    where = plan.projected
+    looks = _describe_coordinates(where)
+    if not n_placed:
+        return None
+    if n_dropped <= SUSPICIOUS_SHARE * n_placed and not (looks and n_placed >= ENOUGH_PARTICLES):
+        return None
     (x, y), (width, height) = where.median_point, where.median_image_size
+    if not looks:
+        looks = _NOTHING_SPECIAL if np.isfinite(where.low).all() else _SIZES_MISSING
     return (
-        f"{share:.0%} of the particles were dropped. Their median projected position is "
-        f"({x:.0f}, {y:.0f}) in tilt images of {width:.0f} x {height:.0f} pixels. "
-        + diagnose_coordinates(where)
+        f"{looks} Median projected position ({x:.0f}, {y:.0f}) in tilt images "
+        f"of {width:.0f} x {height:.0f} pixels, {where.share_outside:.0%} of the particles outside "
+        f"them, {n_dropped / n_placed:.0%} dropped"
     )
 
 
-def diagnose_coordinates(where: ProjectedPositions) -> str:
-    """Return whether the coordinates look binned, not centred, or scaled."""
+def _describe_coordinates(where: ProjectedPositions) -> str:
+    """Return whether the coordinates look binned, not centred, or scaled; else nothing."""
     low, high = np.asarray(where.low), np.asarray(where.high)
     if not np.all(np.isfinite(np.concatenate([low, high]))):
-        return "The tomogram sizes are missing, so the coordinates cannot be judged."
+        return ""
     spread = high - low
     if np.all(low > 0.4) and np.any(high > 1.02):
         return (
@@ -57,15 +76,17 @@ def diagnose_coordinates(where: ProjectedPositions) -> str:
             "The coordinates spread over more than the tomogram: they look scaled, by a wrong "
             "pixel size or binning."
         )
-    if np.all(high < 0.6) and np.all(low > -0.05):
+    if np.all(spread < 0.3) and np.all(low > 0.35) and np.all(high < 0.65):
+        return (
+            "The coordinates look scaled: they fill the middle of the tomogram only. "
+            "rlnCenteredCoordinateX/Y/ZAngst are in Angstrom, not in pixels."
+        )
+    if np.all(high < 0.55) and np.all(np.abs(low) < 0.3):
         return (
             "The coordinates look binned: they fill one corner of the tomogram only. "
             "rlnCoordinateX/Y/Z count unbinned pixels from its corner."
         )
-    return (
-        "The coordinates look neither binned nor off centre; check the alignment, --crop and "
-        "--min_frames."
-    )
+    return ""
 
 
 @dataclass
@@ -88,7 +109,7 @@ class RunSummary:
         Of this run.
     seconds, busy_seconds : float
         Wall time, and the ranks' time spent on particles, summed.
-    peak_memory : dict of int to int
+    private_memory : dict of int to int
         Bytes by rank.
     failures : dict of str to str
         What failed and why, by tomogram.
@@ -111,7 +132,7 @@ class RunSummary:
     busy_seconds: float = 0.0
     efficiency: float = 0.0
     particles_per_second: float = 0.0
-    peak_memory: dict[int, int] = field(default_factory=dict)
+    private_memory: dict[int, int] = field(default_factory=dict)
     lost_ranks: list[int] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     tomograms: list[dict[str, Any]] = field(default_factory=list)
@@ -145,7 +166,7 @@ class RunSummary:
 
     def lines(self) -> list[str]:
         """Return the summary as the log shows it."""
-        peak = max(self.peak_memory.values(), default=0)
+        peak = max(self.private_memory.values(), default=0)
         done = self.n_done_before + sum(item["particles"] for item in self.tomograms)
         before = f", {self.n_done_before} of them before" if self.n_done_before else ""
         left = f", of these {done} done" if done < self.n_kept else ""
@@ -155,7 +176,7 @@ class RunSummary:
             f"{self.bytes_written / 1e6:.1f} MB of images written, "
             f"{self.particles_per_second:.1f} particles/s, {self.seconds:.1f} s, "
             f"{self.ranks} ranks x {self.threads} threads, efficiency {self.efficiency:.0%}, "
-            f"peak memory {peak / 1e9:.2f} GB a rank",
+            f"private memory {peak / 1e9:.2f} GB a rank",
         ]
         lines += [f"Dropped {n}: {reason}" for reason, n in self.dropped.items()]
         lines += [f"Lost rank {rank}: its work was done by others" for rank in self.lost_ranks]

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -76,6 +76,8 @@ class TaskInput:
         Frames in which any kept particle of the whole tomogram is visible.
     fingerprint : str
         Of the tomogram's whole task, for the completion records.
+    prebin : int
+        Factor by which the tomogram's tilt images are made smaller first; 1 leaves them.
     """
 
     task: Task
@@ -83,6 +85,7 @@ class TaskInput:
     shifts: NDArray[np.floating] | None
     used: NDArray[np.bool_]
     fingerprint: str
+    prebin: int
 
     def part(self, start: int, stop: int) -> TaskInput:
         """Return particles `start` to `stop` of this task."""
@@ -93,6 +96,7 @@ class TaskInput:
             None if self.shifts is None else self.shifts[start:stop],
             self.used,
             self.fingerprint,
+            self.prebin,
         )
 
 
@@ -111,7 +115,7 @@ class Worker:
         self._job = job
         self._threads = threads
         self._aberrations: dict[int, Aberrations] = {}
-        self._free_extractors: list[ParticleExtractor] = []
+        self._free_extractors: dict[int, list[ParticleExtractor]] = defaultdict(list)
         self._loaded: list[LoadedTomogram] = []
         self._load_locks: dict[int, threading.Lock] = defaultdict(threading.Lock)
 
@@ -130,6 +134,7 @@ class Worker:
             circle_precrop=options.circle_precrop,
             grid_precorr=options.grid_precorr,
             cone=(options.cone_angle, options.cone_sig0) if options.cone_weight else None,
+            exact_scale=options.exact_centre and options.has_fractional_window,
         )
 
     def prefetch(self, given: TaskInput) -> None:
@@ -144,7 +149,14 @@ class Worker:
             if found is None:
                 tomogram = self._job.tomogram_set.tomograms[index]
                 with images_may_fail(tomogram.name):
-                    found = load_tomogram(self._job.options, tomogram, index, given.used)
+                    found = load_tomogram(
+                        self._job.options,
+                        tomogram,
+                        index,
+                        given.used,
+                        prebin=given.prebin,
+                        threads=self._threads,
+                    )
                 self._loaded = [*self._loaded[-1:], found]
             return found
 
@@ -209,9 +221,11 @@ class Worker:
         groups = given.particles.optics_row
         aberrations = {int(group): self._aberrations_of(int(group)) for group in np.unique(groups)}
         voxel = options.binning * tomogram.pixel_size
+        prebin = loaded.images.prebin
+        settings, free = replace(self._settings, prebin=prebin), self._free_extractors[prebin]
 
         def extract(i: int, share: Share) -> list[OutputFile]:
-            extractor = share.extractor(self._settings, self._free_extractors)
+            extractor = share.extractor(settings, free)
             seen = extractor.n_not_finite
             arguments = (loaded.images, loaded.tables, views[i], aberrations[int(groups[i])])
             if options.stack2d:

@@ -28,7 +28,10 @@ RELION_OPTIONS = """
 --pipeline_control --theme --diag --env --only_tomogram --debug --real_subtomo
 """
 #: This program's own.
-OWN_OPTIONS = "--overwrite --dry_run --allow_failures --no_split --ignore_disk_space --log_level"
+OWN_OPTIONS = (
+    "--overwrite --dry_run --allow_failures --no_split --ignore_disk_space --log_level"
+    " --exact_centre --rename_duplicates"
+)
 
 
 def known_options() -> list[str]:

@@ -130,10 +130,10 @@ def test_an_interrupted_run_continues_to_the_same_files(
             path.unlink()
     load = worker.load_tomogram
 
-    def fail_second(options, tomogram, index, used):  # type: ignore[no-untyped-def]
+    def fail_second(options, tomogram, index, used, **rest):  # type: ignore[no-untyped-def]
         if tomogram.name == "TS_03":
             raise InputError("tilt image went away")
-        return load(options, tomogram, index, used)
+        return load(options, tomogram, index, used, **rest)
 
     monkeypatch.setattr(worker, "load_tomogram", fail_second)
     assert main(WORDS) == 1
@@ -184,10 +184,10 @@ def test_failures_during_the_run_can_be_left_out(
 ) -> None:
     """With --allow_failures a tomogram that fails while extracting is left out, with its reason."""
 
-    def fail(options, tomogram, index, used):  # type: ignore[no-untyped-def]
+    def fail(options, tomogram, index, used, **rest):  # type: ignore[no-untyped-def]
         if tomogram.name == "TS_01":
             raise OSError(5, "Input/output error")
-        return load(options, tomogram, index, used)
+        return load(options, tomogram, index, used, **rest)
 
     load = worker.load_tomogram
     monkeypatch.setattr(worker, "load_tomogram", fail)

@@ -44,7 +44,7 @@ def codes_in(text):
 
 
 def test_good_job(project):
-    job = read_and_check(project().options(trajectories="motion.star"))
+    job, _ = read_and_check(project().options(trajectories="motion.star"))
     assert job.optimisation_set.trajectories == "motion.star"
     assert len(job.particle_set) == len(job.trajectories.shifts) == 5
     assert [t.name for t in job.tomogram_set.tomograms] == ["TS_01", "TS_03"]
@@ -53,7 +53,7 @@ def test_good_job(project):
 
 
 def test_job_survives_pickling(project):
-    job = read_and_check(project().options())
+    job, _ = read_and_check(project().options())
     copy = pickle.loads(pickle.dumps(job))
     assert list(copy.particle_set.names) == list(job.particle_set.names)
 
@@ -64,7 +64,7 @@ def test_optimisation_set(project):
         "data_\n_rlnTomoParticlesFile particles.star\n_rlnTomoTomogramsFile tomograms.star\n"
         '_rlnTomoTrajectoriesFile ""\n_rlnTomoManifoldsFile a.star\n'
     )
-    job = read_and_check(case.options(optimisation_set="o.star", particles=None, tomograms=None))
+    job, _ = read_and_check(case.options(optimisation_set="o.star", particles=None, tomograms=None))
     assert job.trajectories is None
     assert job.optimisation_set.others == {"rlnTomoManifoldsFile": "a.star"}
 
@@ -72,7 +72,7 @@ def test_optimisation_set(project):
 def test_warnings_do_not_stop_a_job(project):
     case = project("odd_sizes_2d")
     case.set_value("particles.star", "rlnTomoName", 0, "TS_99")
-    job = read_and_check(case.options())
+    job, _ = read_and_check(case.options())
     assert [finding.code for finding in job.findings] == ["odd-size", "unknown-tomogram"]
 
 
@@ -151,7 +151,7 @@ def test_wrong_binning_hides_nothing(project, binning):
 def test_only_tomogram(project):
     case = project()
     case.rename_label("tilt_series/TS_01.star", "rlnDefocusU")
-    job = read_and_check(case.options(trajectories="motion.star", only_tomogram="TS_03"))
+    job, _ = read_and_check(case.options(trajectories="motion.star", only_tomogram="TS_03"))
     assert not job.findings.items
     assert list(job.particle_set.names) == ["TS_03/1", "TS_03/2", "TS_03/3"]
     assert list(job.particle_set.columns["rlnTomoName"]) == ["TS_03"] * 3

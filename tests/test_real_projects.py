@@ -60,7 +60,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_particle_table_of_empiar_10164_is_relions(project: Path) -> None:
     """Rows, order, names, visible frames, coordinates and optics of 9442 particles agree."""
     options = parse_options(COMMAND.split())
-    job = read_and_check(options)
+    job, _ = read_and_check(options)
     plan = make_plan(options, job.tomogram_set, job.particle_set, job.trajectories)
     ours = merge.merge_particles(options, job.particle_set, job.tomogram_set, plan)
     optics = merge.merge_optics(options, job.particle_set, job.tomogram_set)
@@ -86,7 +86,7 @@ def test_particle_table_of_empiar_10164_is_relions(project: Path) -> None:
 def test_picks_without_names_or_optics_are_read(project: Path) -> None:
     """Particles straight from picking get names and the tomograms' optics."""
     options = parse_options(PICKS_COMMAND.split())
-    job = read_and_check(options)
+    job, _ = read_and_check(options)
     plan = make_plan(options, job.tomogram_set, job.particle_set, None)
     ours = merge.merge_particles(options, job.particle_set, job.tomogram_set, plan)
     assert ours[labels.PARTICLE_NAME][0].startswith("TS_01/")

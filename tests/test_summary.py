@@ -14,6 +14,7 @@ from relion_pseudosubtomo.plan import Plan, make_plan
 from relion_pseudosubtomo.summary import (
     count_dropped,
     drop_lines,
+    judge_coordinates,
     plan_lines,
     start_summary,
 )
@@ -39,7 +40,9 @@ def true_positions(n: int = 200) -> np.ndarray:
 
 def test_nothing_dropped_nothing_said() -> None:
     """No line at all."""
-    assert drop_lines(plan_of(make_particle_set([CENTRE] * 5)), 5) == []
+    plan = plan_of(make_particle_set([CENTRE] * 5))
+    assert drop_lines(plan) == []
+    assert judge_coordinates(plan, 5) is None
 
 
 def test_one_line_a_reason() -> None:
@@ -47,7 +50,9 @@ def test_one_line_a_reason() -> None:
     particle_set = make_particle_set(
         [CENTRE] * 10 + [OUT_OF_ALL, (10.0, 90, 30)] + [CENTRE] * 3, [0] * 12 + [-1] * 3
     )
-    assert drop_lines(plan_of(particle_set, min_frames=3), 15) == [
+    plan = plan_of(particle_set, min_frames=3)
+    assert judge_coordinates(plan, 15) is None
+    assert drop_lines(plan) == [
         "Dropped 3: tomogram not in the tomogram set",
         "Dropped 1: outside the image in all frames",
         "Dropped 1: too few visible frames",
@@ -59,18 +64,18 @@ def test_diagnosis_above_a_fifth(n_dropped: int, has_diagnosis: bool) -> None:
     """Exactly a fifth is not above; particles of unknown tomograms do not count."""
     positions = [CENTRE] * (10 - n_dropped) + [OUT_OF_ALL] * n_dropped + [CENTRE] * 20
     particle_set = make_particle_set(positions, [0] * 10 + [-1] * 20)
-    lines = drop_lines(plan_of(particle_set), 30)
-    assert len(lines) == 2 + has_diagnosis
-    if has_diagnosis:
-        assert lines[-1].startswith("30% of the particles were dropped.")
-        assert "(100, 90) in tilt images of 200 x 180 pixels" in lines[-1]
+    text = judge_coordinates(plan_of(particle_set), 30)
+    assert (text is not None) == has_diagnosis
+    if text is not None:
+        assert text.endswith("0% of the particles outside them, 30% dropped")
+        assert "(100, 90) in tilt images of 200 x 180 pixels" in text
 
 
 def diagnosis(positions: np.ndarray, **changes: object) -> str:
     """Return the diagnosis of a plan that drops many particles."""
-    lines = drop_lines(plan_of(make_particle_set(positions), **changes), len(positions))
-    assert "of the particles were dropped" in lines[-1]
-    return lines[-1]
+    text = judge_coordinates(plan_of(make_particle_set(positions), **changes), len(positions))
+    assert text is not None
+    return text
 
 
 def test_coordinates_from_the_corner_read_as_centred() -> None:
@@ -103,13 +108,14 @@ def test_missing_tomogram_sizes() -> None:
     tomogram = make_tomogram(size_xyz=np.full(3, -999.0))
     particle_set = make_particle_set([OUT_OF_ALL] * 4)
     plan = make_plan(make_options(), make_tomogram_set(tomogram), particle_set, None)
-    assert "cannot be judged" in drop_lines(plan, 4)[-1]
+    assert "cannot be judged" in str(judge_coordinates(plan, 4))
 
 
 def test_no_known_tomogram_no_diagnosis() -> None:
     """With nothing placed there is nothing to divide by."""
     plan = plan_of(make_particle_set([CENTRE] * 2, [-1, -1]))
-    assert drop_lines(plan, 2) == ["Dropped 2: tomogram not in the tomogram set"]
+    assert judge_coordinates(plan, 2) is None
+    assert drop_lines(plan) == ["Dropped 2: tomogram not in the tomogram set"]
 
 
 # Figures of a run
@@ -132,7 +138,7 @@ def test_summary_adds_up() -> None:
             n_not_finite=11,
         )
         summary.add("TS_01", rank, result)
-    summary.peak_memory.update({0: 1_000_000_000, 1: 2_000_000_000})
+    summary.private_memory.update({0: 1_000_000_000, 1: 2_000_000_000})
     summary.failures["TS_02"] = "no such file"
     summary.close(seconds=5.0, extracting_seconds=4.0, busy={0: 4.0, 1: 2.0})
     assert (summary.n_clipped, summary.n_not_finite) == (14, 22)

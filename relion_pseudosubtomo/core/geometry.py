@@ -59,6 +59,8 @@ def projection_matrices(
     pixel_size: float,
     image_size_xy: tuple[int, int],
     size_xyz: Floats,
+    *,
+    real_halves: bool = False,
 ) -> Floats:
     """Return the projection matrix of every frame (spec 2.1).
 
@@ -74,6 +76,9 @@ def projection_matrices(
         (width, height) of the tilt images.
     size_xyz : ndarray, shape (3,)
         Tomogram size in unbinned pixels; its integer halves are the rotation centre.
+    real_halves : bool
+        Rotate about the real halves instead, from which centred coordinates count; RELION does
+        not, so that odd sizes put it half a pixel off.
 
     Returns
     -------
@@ -81,7 +86,9 @@ def projection_matrices(
         Acting on (x, y, z, 1) in unbinned pixels from the tomogram's corner.
     """
     shift = np.asarray(shift_xy_angstrom, dtype=np.float64) / pixel_size
-    half = np.trunc(np.asarray(size_xyz, dtype=np.float64) / 2)
+    half = np.asarray(size_xyz, dtype=np.float64) / 2
+    if not real_halves:
+        half = np.trunc(half)
     width, height = image_size_xy
     return (
         translation(shift[:, 0] + width // 2, shift[:, 1] + height // 2, 0.0)
@@ -165,12 +172,14 @@ def project_points(projections: Floats, positions: Floats) -> Floats:
     positions = np.asarray(positions, dtype=np.float64)
     if positions.ndim == 2:
         positions = positions[:, None, :]
-    rotated = np.einsum("fij,nfj->nfi", projections[:, :3, :3], _per_frame(positions, projections))
-    return rotated + projections[None, :, :3, 3]
-
-
-def _per_frame(positions: Floats, projections: Floats) -> Floats:
-    return np.broadcast_to(positions, (positions.shape[0], len(projections), 3))
+    points = np.empty((len(positions), len(projections), 3))
+    for i, row in enumerate(projections[:, :3].transpose(1, 2, 0)):
+        # written out: einsum is slow here, and a matrix product's last bits depend on its size
+        points[..., i] = row[0] * positions[..., 0]
+        points[..., i] += row[1] * positions[..., 1]
+        points[..., i] += row[2] * positions[..., 2]
+        points[..., i] += row[3]
+    return points
 
 
 def depths_from_centre(projections: Floats, positions: Floats, size_xyz: Floats) -> Floats:

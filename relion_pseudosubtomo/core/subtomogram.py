@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core.exact_windows import ScaledWindowTransform
 from relion_pseudosubtomo.core.frames import FrameTables
 from relion_pseudosubtomo.core.masks import ImageMask, image_mask
 from relion_pseudosubtomo.core.windows import WindowTransform, shift_cycles, window_corners
@@ -33,6 +34,10 @@ class ExtractionSettings:
         Steps of spec 2.4 and 2.6.
     cone : tuple of float or None
         (opening angle in degrees, width at the origin in voxels) of the cone weight (spec 2.9).
+    exact_scale : bool
+        For windows where b s is no whole number: exact in scale and centre, unlike RELION.
+    prebin : int
+        q: windows are cut from tilt images that were Fourier-cropped by it (`core.prebin`).
     """
 
     box: int
@@ -46,6 +51,18 @@ class ExtractionSettings:
     circle_precrop: bool = False
     grid_precorr: bool = False
     cone: tuple[float, float] | None = None
+    exact_scale: bool = False
+    prebin: int = 1
+
+    @property
+    def cut_window(self) -> int:
+        """Pixels of the window that is cut from the tilt image as it is given."""
+        return self.window // self.prebin
+
+    @property
+    def cut_binning(self) -> float:
+        """Binning that is left to do after the cut."""
+        return self.binning / self.prebin
 
     @property
     def real_space_round_trip(self) -> bool:
@@ -63,19 +80,31 @@ class TiltImages:
         One a frame.
     modes : sequence of int
         MRC mode of each image's bytes: 0, 1, 2, 6 or 12.
+    prebin : int
+        q: pixel i of these images lies at pixel q i - margin of the tilt images.
+    margin_xy : tuple of int
+        Pixels of the tilt image that were added before it along x and y.
     """
 
     image_bytes: Sequence[NDArray[np.uint8]]
     modes: Sequence[int]
+    prebin: int = 1
+    margin_xy: tuple[int, int] = (0, 0)
 
     @classmethod
-    def from_arrays(cls, images: Sequence[NDArray[Any]]) -> TiltImages:
+    def from_arrays(
+        cls,
+        images: Sequence[NDArray[Any]],
+        prebin: int = 1,
+        margin_xy: tuple[int, int] = (0, 0),
+    ) -> TiltImages:
         """Return images of shape (height, width); other byte orders and layouts are converted."""
         native = [
             np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("=")) for image in images
         ]
         modes = {np.dtype(dtype): mode for mode, dtype in kernels.IMAGE_DTYPES.items()}
-        return cls([image.view(np.uint8) for image in native], [modes[i.dtype] for i in native])
+        image_bytes = [image.view(np.uint8) for image in native]
+        return cls(image_bytes, [modes[i.dtype] for i in native], prebin, margin_xy)
 
 
 @dataclass(frozen=True)
@@ -167,7 +196,7 @@ class ParticleExtractor:
         half = s // 2 + 1
         self.settings = settings
         self.n_not_finite = 0
-        self._window = WindowTransform(settings.window, s, circle_precrop=settings.circle_precrop)
+        self._window = _make_window_transform(settings)
         self._slice_fs = fft.zeros((half, s), np.complex64)
         self._mask: ImageMask | None = None
         if settings.real_space_round_trip:
@@ -190,7 +219,7 @@ class ParticleExtractor:
         settings = self.settings
         self._edge = (s - n) // 2
         n_rows = min(n + 1, s)
-        self._columns_rs = fft.zeros((half, s), np.complex64)
+        self._columns_rs = fft.padded_columns(half, s)
         self._rows_rs = fft.zeros((n_rows, s), np.float32)
         central = self._columns_rs.T[self._edge : self._edge + n_rows]
         self._to_columns = fft.plan_backward(self._slice_fs, self._columns_rs)
@@ -201,7 +230,7 @@ class ParticleExtractor:
             )
         if not settings.stack2d:
             self._rows_fs = fft.zeros((n_rows, half), np.complex64)
-            self._gathered = fft.zeros((half, s), np.complex64)
+            self._gathered = fft.padded_columns(half, s)
             self._masked_fs = fft.zeros((half, s), np.complex64)
             self._from_rows = fft.plan_forward(self._rows_rs, self._rows_fs)
             self._from_columns = fft.plan_forward(self._gathered, self._masked_fs)
@@ -218,7 +247,7 @@ class ParticleExtractor:
         """
         s, n, edge = self.settings.box, self.settings.crop, self._edge
         stack = np.empty((int(view.visible.sum()), n, n), np.float32)
-        scale = 1.0 / (self.settings.window * self.settings.binning**2 * s)
+        scale = self.settings.prebin**2 / (self.settings.window * self.settings.binning**2 * s)
         for i, _ in enumerate(
             self._weighted_slices(images, tables, view, aberrations, scale, None)
         ):
@@ -240,7 +269,7 @@ class ParticleExtractor:
         axes = view.slice_axes * (n / s)
         norms = np.linalg.norm(axes, axis=2)
         slice_fs = self._slice_fs
-        scale = 1.0 / (self.settings.window * b)
+        scale = self.settings.prebin**2 / (self.settings.window * b)
         if self.settings.real_space_round_trip:
             slice_fs, scale = self._masked_fs, scale / (s * s)
         slices = self._weighted_slices(images, tables, view, aberrations, scale, self._weight)
@@ -284,9 +313,10 @@ class ParticleExtractor:
         """Yield each visible frame with its weighted slice in `_slice_fs`, corner as origin."""
         settings = self.settings
         s, frames = settings.box, np.flatnonzero(view.visible)
-        points = view.image_point[frames]
-        corners = window_corners(points, settings.window)
-        cycles = shift_cycles(points, settings.window, s, settings.binning) - 0.5
+        points = (view.image_point[frames] + images.margin_xy) / images.prebin
+        window, binning = settings.cut_window, settings.cut_binning
+        corners = window_corners(points, window)
+        cycles = shift_cycles(points, window, s, binning, exact_scale=settings.exact_scale) - 0.5
         ramp_x = _ramps(cycles[:, 0], np.arange(s // 2 + 1.0))
         ramp_y = _ramps(cycles[:, 1], np.fft.fftfreq(s, 1 / s), scale)
         ctf = tables.ctf_phase[frames].copy()
@@ -348,6 +378,13 @@ class ParticleExtractor:
             float(np.sin(np.deg2rad(angle) / 2)),
             sig0,
         )
+
+
+def _make_window_transform(settings: ExtractionSettings) -> WindowTransform | ScaledWindowTransform:
+    window, box, precrop = settings.cut_window, settings.box, settings.circle_precrop
+    if settings.exact_scale:
+        return ScaledWindowTransform(window, box, settings.binning, circle_precrop=precrop)
+    return WindowTransform((window, window), box, circle_precrop=precrop)
 
 
 def _ramps(cycles: Floats, k: Floats, factor: float = 1.0) -> NDArray[np.complex64]:

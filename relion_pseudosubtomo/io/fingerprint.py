@@ -21,6 +21,7 @@ WITHOUT_EFFECT = frozenset(
         "tomograms",
         "trajectories",
         "threads",
+        "preload",
         "pipeline_control",
         "debug",
         "log_level",

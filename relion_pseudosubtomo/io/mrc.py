@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,6 +235,47 @@ def map_series(frames: tuple[FrameImage, ...]) -> list[NDArray[np.generic]]:
         if frame.index >= len(views[frame.path]):
             map_image(headers[frame.path], frame.index)
     return [views[frame.path][frame.index] for frame in frames]
+
+
+def read_series(
+    frames: tuple[FrameImage, ...], used: Sequence[int]
+) -> Iterator[NDArray[np.generic]]:
+    """Read tilt images in full, one after the other in the files' order; others are empty.
+
+    Parameters
+    ----------
+    frames : tuple of FrameImage
+        A whole series.
+    used : sequence of int
+        Frames that are read, ascending.
+
+    Yields
+    ------
+    ndarray, shape (ny, nx), or (0, 0) for a frame that is not used
+        Of every frame, in the file's own type and byte order.
+
+    Raises
+    ------
+    InputError
+        Where a file cannot be read or lacks the image.
+    """
+    headers = {path: read_header(path) for path in dict.fromkeys(f.path for f in frames)}
+    wanted = set(used)
+    for i, frame in enumerate(frames):
+        header = headers[frame.path]
+        if i not in wanted:
+            yield np.empty((0, 0), header.dtype)
+            continue
+        map_image(header, frame.index)
+        n_pixels = header.ny * header.nx
+        offset = header.data_offset + frame.index * n_pixels * header.dtype.itemsize
+        image = np.fromfile(header.path, header.dtype, n_pixels, offset=offset)
+        if len(image) < n_pixels:
+            raise InputError(
+                f"image {frame.index + 1} of {header.path}: expected {n_pixels} pixels, "
+                f"found {len(image)}"
+            )
+        yield image.reshape(header.ny, header.nx)
 
 
 def read_volume(path: str) -> NDArray[np.generic]:

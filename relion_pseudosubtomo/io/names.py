@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.star import StarTable
+
+#: Bytes of a file's name that a particle's or tomogram's may take; suffixes come behind.
+_LONGEST_PART = 180
+
+#: A tomogram's records lie in a folder of its name, with every special byte written as %XX.
+_LONGEST_QUOTED = 255
+
+#: Characters of a bad name that are shown.
+_SHOWN = 60
 
 
 def leads_outside(name: str) -> bool:
@@ -15,10 +26,21 @@ def leads_outside(name: str) -> bool:
     return name.startswith("/") or ".." in name.split("/") or not name.isprintable()
 
 
+def is_too_long(name: str) -> bool:
+    """Return whether file systems may refuse a file or a record of this name."""
+    if name.isascii() and len(name) <= _LONGEST_QUOTED // 3:  # quoting takes three bytes at most
+        return False
+    longest_part = max(len(os.fsencode(part)) for part in name.split("/"))
+    return longest_part > _LONGEST_PART or len(quote(name, safe="")) > _LONGEST_QUOTED
+
+
 def report_unsafe_names(
     table: StarTable, kind: str, names: Sequence[str], findings: Findings
 ) -> None:
-    """Add one error `unsafe-name` for names with `..`, absolute ones and control characters."""
+    """Add errors for names that cannot be, or must not become, parts of output paths.
+
+    `unsafe-name` for names with `..`, absolute ones and control characters; `long-name`.
+    """
     unsafe = [name for name in dict.fromkeys(names) if leads_outside(name)]
     if unsafe:
         findings.error(
@@ -27,11 +49,41 @@ def report_unsafe_names(
             file=table.path,
             table=table.name,
             expected="names that stay inside the output directory",
-            found=list_first(map(repr, unsafe)),
+            found=list_first((repr(name[:_SHOWN]) for name in unsafe), 3),
+        )
+    long = [name for name in dict.fromkeys(names) if is_too_long(name)]
+    if long:
+        findings.error(
+            "long-name",
+            f"long {kind} name",
+            file=table.path,
+            table=table.name,
+            expected=f"at most {_LONGEST_PART} bytes between slashes, {_LONGEST_QUOTED} in all",
+            found=list_first((f"{name[:_SHOWN]}..." for name in long), 3),
         )
 
 
 def find_duplicates(names: Sequence[str]) -> list[str]:
     """Return the names that occur more than once, also where `a//b` and `a/b` are one path."""
-    paths = (posixpath.normpath(n) if "//" in n or "/./" in n else n for n in names)
-    return [name for name, count in Counter(paths).items() if count > 1]
+    return [name for name, count in Counter(map(_as_path, names)).items() if count > 1]
+
+
+def _as_path(name: str) -> str:
+    return posixpath.normpath(name) if "//" in name or "/." in name else name
+
+
+def make_unique(names: Sequence[str]) -> list[str]:
+    """Return names of which no two are one path: `_2`, `_3`, ... behind those that come again."""
+    taken = {_as_path(name) for name in names}
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        path = _as_path(name)
+        seen[path] += 1
+        if seen[path] > 1:
+            while (path_of_new := f"{path}_{seen[path]}") in taken:
+                seen[path] += 1
+            taken.add(path_of_new)
+            name = path_of_new
+        unique.append(name)
+    return unique

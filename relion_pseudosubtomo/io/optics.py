@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings, list_first
-from relion_pseudosubtomo.io.columns import numbers, report_missing_columns, report_rows, vectors
+from relion_pseudosubtomo.io.columns import (
+    has_columns,
+    numbers,
+    report_missing_columns,
+    report_rows,
+    texts,
+    vectors,
+)
 from relion_pseudosubtomo.io.star import StarTable
 from relion_pseudosubtomo.model import OpticsGroups, Tomogram, TomogramSet
 
@@ -68,6 +76,109 @@ def _read_coefficients(
             table, label, findings, is_good=lambda n: True, expected="[c0,c1,...]", required=False
         )
     )
+
+
+def fill_optics(
+    optics: StarTable,
+    particles: StarTable,
+    tomogram_set: TomogramSet,
+    tomogram: Integers,
+    findings: Findings,
+) -> tuple[StarTable, StarTable]:
+    """Fill what an optics table, or the particles' group numbers, lack and the tomograms have.
+
+    Parameters
+    ----------
+    optics, particles : StarTable
+        `data_optics` with its rows, and the particles.
+    tomogram_set : TomogramSet
+        The tomograms.
+    tomogram : ndarray, shape (n,), int64
+        Place of each particle's tomogram; -1 where it has none.
+    findings : Findings
+        Gets a warning `optics-filled` for each column that was filled.
+
+    Returns
+    -------
+    optics, particles : StarTable
+        The same tables, or copies with more values.
+    """
+    particles = _fill_group_numbers(optics, particles, tomogram_set, tomogram, findings)
+    owners = _find_owners(optics, particles, tomogram_set, tomogram)
+    columns = dict(optics.columns)
+    for label, attribute in {**_SHARED, labels.OPTICS_GROUP_NAME: "optics_group_name"}.items():
+        column = texts(optics, label)
+        filled = [
+            _as_text(getattr(owner, attribute)) if value is None and owner is not None else value
+            for value, owner in zip(column, owners, strict=True)
+        ]
+        rows = [i for i, pair in enumerate(zip(column, filled, strict=True)) if len(set(pair)) > 1]
+        if not rows:
+            continue
+        columns[label] = np.array([value or "None" for value in filled], dtype=object)
+        findings.warning(
+            "optics-filled",
+            f"no {label}",
+            file=optics.path,
+            table=optics.name,
+            row=list_first(row + 1 for row in rows),
+            found=f"{list_first(dict.fromkeys(filled[row] for row in rows), 3)} in "
+            f"{tomogram_set.path}, filled in",
+        )
+    return replace(optics, columns=columns), particles
+
+
+def _as_text(value: str | float) -> str | None:
+    """Return a tomogram's value as it stands in an optics table; None where it has none."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.6f}" if np.isfinite(value) else None
+
+
+def _fill_group_numbers(
+    optics: StarTable,
+    particles: StarTable,
+    tomogram_set: TomogramSet,
+    tomogram: Integers,
+    findings: Findings,
+) -> StarTable:
+    """Give particles without rlnOpticsGroup the group of their tomogram's rlnOpticsGroupName."""
+    needed = (labels.OPTICS_GROUP, labels.OPTICS_GROUP_NAME)
+    if labels.OPTICS_GROUP in particles.columns or optics.n_rows == 1:
+        return particles
+    if not has_columns(optics, needed):
+        return particles
+    number_of = dict(zip(*(optics.columns[label] for label in reversed(needed)), strict=True))
+    names = [tomogram_set.tomograms[t].optics_group_name if t >= 0 else "" for t in tomogram]
+    unknown = next(iter(number_of.values()))
+    if len(number_of) < optics.n_rows or not set(names) - {""} <= set(number_of):
+        return particles
+    column = np.array([number_of.get(name, unknown) for name in names], dtype=object)
+    findings.warning(
+        "optics-filled",
+        f"no {labels.OPTICS_GROUP}",
+        file=particles.path,
+        table=particles.name,
+        found=f"the groups by {labels.OPTICS_GROUP_NAME} in {tomogram_set.path}, filled in",
+    )
+    return replace(particles, columns={**particles.columns, labels.OPTICS_GROUP: column})
+
+
+def _find_owners(
+    optics: StarTable, particles: StarTable, tomogram_set: TomogramSet, tomogram: Integers
+) -> list[Tomogram | None]:
+    """Return the tomogram of the first particle of each group; for groups without one any."""
+    known = np.flatnonzero(tomogram >= 0)
+    if len(known) == 0:
+        return [None] * optics.n_rows
+    of_groups = texts(particles, labels.OPTICS_GROUP)
+    first: dict[str | None, int] = {}
+    for row in known[::-1]:
+        first[of_groups[row]] = int(row)
+    return [
+        tomogram_set.tomograms[tomogram[first.get(number, int(known[0]))]]
+        for number in texts(optics, labels.OPTICS_GROUP)
+    ]
 
 
 def find_groups(

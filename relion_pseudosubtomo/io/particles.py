@@ -13,13 +13,20 @@ from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.columns import (
     has_columns,
+    is_absent,
     report_missing_columns,
     report_rows,
     texts,
     triples,
 )
-from relion_pseudosubtomo.io.names import find_duplicates, report_unsafe_names
-from relion_pseudosubtomo.io.optics import check_optics, find_groups, make_optics, read_optics
+from relion_pseudosubtomo.io.names import find_duplicates, make_unique, report_unsafe_names
+from relion_pseudosubtomo.io.optics import (
+    check_optics,
+    fill_optics,
+    find_groups,
+    make_optics,
+    read_optics,
+)
 from relion_pseudosubtomo.io.star import (
     StarFile,
     StarTable,
@@ -128,6 +135,7 @@ def make_particle_set(
     findings: Findings,
     *,
     only_tomogram: str | None = None,
+    rename_duplicates: bool = False,
 ) -> ParticleSet | None:
     """Match particles with their tomograms and optics groups.
 
@@ -141,6 +149,8 @@ def make_particle_set(
         Gets everything that is wrong or doubtful.
     only_tomogram : str, optional
         Leave the particles of all other tomograms without one.
+    rename_duplicates : bool
+        Give particles of one name names of their own, and say so; else they are an error.
 
     Returns
     -------
@@ -150,7 +160,8 @@ def make_particle_set(
     particles = table.particles
     tomogram = _find_tomograms(particles, tomogram_set, only_tomogram, findings)
     rows = np.ones(particles.n_rows, dtype=bool) if tomogram_set is None else tomogram >= 0
-    names = _read_names(particles, findings)
+    former = _read_names(particles, findings)
+    names = _name_apart(particles, former, findings, rename=rename_duplicates)
     coordinate = _read_coordinates(particles, tomogram_set, tomogram, rows, findings)
     offset = triples(particles, labels.ORIGIN_XYZ, findings, default=0.0, rows=rows)
     box = triples(particles, labels.SUBTOMOGRAM_ANGLES, findings, default=0.0, rows=rows)
@@ -175,6 +186,7 @@ def make_particle_set(
         angles=angles,
         optics_row=optics_row,
         first_name=str(names[0]),
+        former_names=None if names is former else former,
     )
 
 
@@ -245,19 +257,31 @@ def _read_names(table: StarTable, findings: Findings) -> NDArray[np.object_]:
     given = texts(table, labels.PARTICLE_NAME)
     absent = [row for row, name in enumerate(given) if name is None]
     report_rows(findings, "missing-value", f"no {labels.PARTICLE_NAME}", table, absent)
-    present = [name for name in given if name is not None]
+    report_unsafe_names(table, "particle", [name for name in given if name is not None], findings)
+    return names
+
+
+def _name_apart(
+    table: StarTable, names: NDArray[np.object_], findings: Findings, *, rename: bool
+) -> NDArray[np.object_]:
+    """Return the names, those that come again renamed where that is wanted, else reported."""
+    present = [name for name in names if not is_absent(name)]
     repeated = find_duplicates(present)
-    if repeated:
+    if not repeated:
+        return names
+    where = {"file": table.path, "table": table.name, "found": list_first(repeated)}
+    if not rename:
         findings.error(
             "duplicate-particle",
             f"{len(repeated)} particle names repeated",
-            file=table.path,
-            table=table.name,
             expected=f"unique {labels.PARTICLE_NAME}",
-            found=list_first(repeated),
+            **where,
         )
-    report_unsafe_names(table, "particle", present, findings)
-    return names
+        return names
+    unique = np.array(make_unique(names.tolist()), dtype=object)
+    n_renamed = np.count_nonzero(unique != names)
+    findings.warning("renamed-particle", f"{n_renamed} particles renamed", **where)
+    return unique
 
 
 def _make_names(table: StarTable) -> NDArray[np.object_]:
@@ -308,8 +332,11 @@ def _read_groups(
 ) -> tuple[OpticsGroups, Integers, NDArray[np.object_]] | None:
     """Return the optics groups, the row of each particle's, and rlnOpticsGroup as text."""
     if table.optics is not None:
-        optics = read_optics(table.optics, findings)
-        row, column = find_groups(table.particles, optics, rows, findings)
+        given, particles = table.optics, table.particles
+        if tomogram_set is not None:
+            given, particles = fill_optics(given, particles, tomogram_set, tomogram, findings)
+        optics = read_optics(given, findings)
+        row, column = find_groups(particles, optics, rows, findings)
     elif tomogram_set is not None and (tomogram >= 0).any():
         optics, row, column = make_optics(tomogram_set, tomogram)
     else:

@@ -26,6 +26,8 @@ def read_projections(
     image_size_xy: tuple[int, int],
     size_xyz: Floats,
     findings: Findings,
+    *,
+    real_halves: bool = False,
 ) -> Floats:
     """Return the projection matrices of all frames, shape (n_frames, 4, 4) (spec 2.1).
 
@@ -37,7 +39,7 @@ def read_projections(
         The tilt table.
     z_rot : float or None
         rlnTomoZRot of the global table, for a tilt table without it.
-    pixel_size, image_size_xy, size_xyz
+    pixel_size, image_size_xy, size_xyz, real_halves
         As `core.geometry.projection_matrices`.
     findings : Findings
         Gets an error for each value that is missing or wrong.
@@ -64,6 +66,7 @@ def read_projections(
         pixel_size,
         image_size_xy,
         size_xyz,
+        real_halves=real_halves,
     )
     return np.asarray(matrices, dtype=np.float64)
 
@@ -80,7 +83,7 @@ def _read_matrices(table: StarTable, findings: Findings) -> Floats:
         if label not in table.columns:
             continue
         rows = vectors(table, label, findings, is_good=lambda n: n == 4, expected="4 values")
-        if all(len(row) == 4 for row in rows):
+        if rows and all(len(row) == 4 for row in rows):
             matrices[:, i] = rows
     return matrices
 

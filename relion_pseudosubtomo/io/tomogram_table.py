@@ -59,7 +59,7 @@ class GlobalTable:
 
 
 def read_global_table(
-    star: StarFile, wanted: set[str] | None, findings: Findings
+    star: StarFile, wanted: set[str] | None, findings: Findings, *, warn_of_odd_sizes: bool = True
 ) -> GlobalTable | None:
     """Read and check the values of the wanted tomograms.
 
@@ -71,6 +71,8 @@ def read_global_table(
         Names of the tomograms whose values are checked; None for all.
     findings : Findings
         Gets everything that is wrong or doubtful.
+    warn_of_odd_sizes : bool
+        Whether odd sizes put anything off (not with `--exact_centre`).
 
     Returns
     -------
@@ -108,7 +110,7 @@ def read_global_table(
         deformation_grid_xy=_read_deformation_grids(table, rows, findings),
     )
     _check_ranges(values, findings)
-    _warn_of_sizes(values, findings)
+    _warn_of_sizes(values, findings, warn_of_odd_sizes)
     return values
 
 
@@ -224,7 +226,7 @@ def _check_ranges(values: GlobalTable, findings: Findings) -> None:
         column[bad] = np.nan
 
 
-def _warn_of_sizes(values: GlobalTable, findings: Findings) -> None:
+def _warn_of_sizes(values: GlobalTable, findings: Findings, warn_of_odd_sizes: bool) -> None:
     sizes = values.size_xyz
     is_missing = (sizes <= 0).any(axis=1)
     is_odd = (sizes % 2 != 0).any(axis=1) & ~is_missing & np.isfinite(sizes).all(axis=1)
@@ -236,7 +238,7 @@ def _warn_of_sizes(values: GlobalTable, findings: Findings) -> None:
             "positive",
             f"none, taken as {MISSING_SIZE:g}, or a negative one, taken as it is",
         ),
-        ("odd-size", "odd size", is_odd & values.is_wanted, "even", None),
+        ("odd-size", "odd size", is_odd & values.is_wanted & warn_of_odd_sizes, "even", None),
     ):
         if rows.any():
             findings.warning(

@@ -12,6 +12,7 @@ from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.columns import numbers, texts
+from relion_pseudosubtomo.io.frame_checks import check_frames
 from relion_pseudosubtomo.io.mrc import MrcHeader, image_path, read_headers
 from relion_pseudosubtomo.io.star import StarFile, StarTable, read_star, read_stars
 from relion_pseudosubtomo.io.tilt_images import Headers, TiltSeries, check_images, list_frames
@@ -72,8 +73,11 @@ def read_tomogram_set(
         read, has no frames and no numbers.
     """
     star = read_star(path, findings)
-    values = None if star is None else read_global_table(star, wanted, findings)
-    if star is None or values is None:
+    if star is None:
+        return None
+    warn_of_odd_sizes = not options.exact_centre
+    values = read_global_table(star, wanted, findings, warn_of_odd_sizes=warn_of_odd_sizes)
+    if values is None:
         return None
     return _Reader(star, values, options, findings).read()
 
@@ -267,6 +271,7 @@ class _Reader:
                 image_size or (0, 0),
                 values.size_xyz[row],
                 findings,
+                real_halves=self.options.exact_centre,
             ),
             pre_exposure=numbers(table, labels.PRE_EXPOSURE, findings),
             defocus_u=numbers(table, labels.DEFOCUS_U, findings),
@@ -282,6 +287,7 @@ class _Reader:
             reconstructions=self.volumes.get(row, ()),
             tomogram_binning=None if self.binning is None else float(self.binning[row]),
         )
+        check_frames(tomogram, table, findings)
         return tomogram if image_size or tomogram.name in self.failed else None
 
     def _check_images(

@@ -115,6 +115,7 @@ class _Matched:
     """Reads one table after the other and remembers what is wrong."""
 
     path: str
+    n_found: int = 0
     missing: list[str] = field(default_factory=list)
     malformed: list[str] = field(default_factory=list)
     miscounted: list[tuple[str, int, int]] = field(default_factory=list)
@@ -128,6 +129,7 @@ class _Matched:
         if body is None:
             self.missing.append(name)
             return zeros
+        self.n_found += 1
         try:
             shifts = _parse_table(body)
         except ValueError:
@@ -149,6 +151,7 @@ class _Matched:
                 file=self.path,
                 particle=list_first(self.missing),
                 expected="a table data_<rlnTomoParticleName>",
+                found=f"one for {self.n_found} of {self.n_found + len(self.missing)} particles",
             )
         if self.malformed:
             findings.error(

@@ -63,6 +63,8 @@ class ParticleSet:
         Row of each particle's group in `optics`.
     first_name : str
         Name in the first row of the file, whichever rows are here: output paths go by it.
+    former_names : ndarray, shape (n,), object, or None
+        The names in the file, where `--rename_duplicates` changed some.
     """
 
     path: str
@@ -77,6 +79,7 @@ class ParticleSet:
     angles: NDArray[np.floating]
     optics_row: NDArray[np.int64]
     first_name: str = ""
+    former_names: NDArray[np.object_] | None = None
 
     def __len__(self) -> int:
         """Return the number of particles."""
@@ -85,7 +88,7 @@ class ParticleSet:
     def take_numbers(self, rows: NDArray[np.int64]) -> ParticleSet:
         """Return the particles of these rows without any text: what extraction needs."""
         no_names = np.broadcast_to(np.array("", dtype=object), len(self))  # of no size
-        bare = replace(self, columns={}, general={}, names=no_names)
+        bare = replace(self, columns={}, general={}, names=no_names, former_names=None)
         return bare.take(rows)
 
     def take(self, rows: NDArray[np.int64]) -> ParticleSet:
@@ -95,6 +98,7 @@ class ParticleSet:
             columns={label: values[rows] for label, values in self.columns.items()},
             tomogram=self.tomogram[rows],
             names=self.names[rows],
+            former_names=None if self.former_names is None else self.former_names[rows],
             coordinate=self.coordinate[rows],
             offset=self.offset[rows],
             subtomogram_angles=self.subtomogram_angles[rows],

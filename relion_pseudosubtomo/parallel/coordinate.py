@@ -24,7 +24,7 @@ class News:
     outcomes : list of Outcome
     n_items : int
         Items finished since its last report.
-    peak_memory : int
+    private_memory : int
         Bytes.
     busy_seconds : float
         Time spent on pieces so far.
@@ -39,7 +39,7 @@ class News:
     rank: int
     outcomes: list[Outcome]
     n_items: int = 0
-    peak_memory: int = 0
+    private_memory: int = 0
     busy_seconds: float = 0.0
     stopping: bool = False
     lost: bool = False
@@ -105,7 +105,7 @@ def coordinate(
     stop : callable
         True once the run is to end early.
     memory : callable
-        Returns this rank's peak memory in bytes.
+        Returns this rank's private memory in bytes.
     """
     held = dict.fromkeys([0, *others.ranks], 0)
     stopping = False

@@ -21,7 +21,7 @@ from mpi4py import MPI
 from relion_pseudosubtomo.parallel.coordinate import LOOK_INTERVAL, News
 from relion_pseudosubtomo.parallel.runner import Runner
 from relion_pseudosubtomo.parallel.work import Piece
-from relion_pseudosubtomo.parallel.world import LocalPool, MakeWork, Pool, peak_memory
+from relion_pseudosubtomo.parallel.world import LocalPool, MakeWork, Pool, private_memory
 
 _ORDER, _NEWS, _HELLO, _SHARED = 1, 2, 3, 4
 
@@ -288,7 +288,7 @@ class _Servant:
         if not (outcomes or stopping or count):
             return
         busy = self._runner.busy_seconds
-        news = News(self._rank, outcomes, count, peak_memory(), busy, stopping)
+        news = News(self._rank, outcomes, count, private_memory(), busy, stopping)
         self._sent.append(self._comm.isend(news, 0, _NEWS))
 
     def _leave(self, status: int, some_are_dead: bool) -> int:

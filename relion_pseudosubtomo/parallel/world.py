@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 from relion_pseudosubtomo.parallel.coordinate import News, NoOthers, Others, coordinate
@@ -71,9 +72,13 @@ class World(Protocol):
         ...
 
 
-def peak_memory() -> int:
-    """Return this process's peak resident memory in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def private_memory() -> int:
+    """Return the memory of this process in bytes that is its own: mapped images do not count."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("RssAnon:")[1].split()[0]) * 1024
+    except (OSError, IndexError):  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class LocalPool:
@@ -118,7 +123,7 @@ class LocalPool:
         scheduler = Scheduler(costs, self.size, split=split)
         runner = Runner(self._make_work(shared, self.n_sharing), rank=0)
         try:
-            yield from coordinate(scheduler, runner, self._others, describe, stop, peak_memory)
+            yield from coordinate(scheduler, runner, self._others, describe, stop, private_memory)
         finally:
             runner.close()
 

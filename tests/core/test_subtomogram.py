@@ -420,7 +420,7 @@ def test_shift_cycles_of_odd_windows(window: int, box: int, binning: float) -> N
 def test_window_transform(window: int, corner: tuple[int, int]) -> None:
     """The low columns of the window's transform, also where it is transformed in blocks."""
     image, box = random_images(16)[0] - 30, 16
-    transform = WindowTransform(window, box, circle_precrop=False)
+    transform = WindowTransform((window, window), box, circle_precrop=False)
     n_bad = transform.transform(image.view(np.uint8), 2, *corner)
     cut = oracle.cut_window(image, np.array(corner), window)
     expected = np.fft.fft2(cut)[:, : box // 2 + 1].T
@@ -438,7 +438,7 @@ def test_window_transform_counts_what_is_not_finite(window: int, circle_precrop:
     image[50 + window // 2, 60] = np.nan
     # the first row below the window, and the first column behind it
     image[50 + window, :] = image[:, 60 + window] = np.nan
-    transform = WindowTransform(window, 16, circle_precrop=circle_precrop)
+    transform = WindowTransform((window, window), 16, circle_precrop=circle_precrop)
     assert transform.transform(image.view(np.uint8), 2, 60, 50) == 1
 
 

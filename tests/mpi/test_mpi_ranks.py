@@ -53,7 +53,7 @@ def test_any_number_of_ranks_and_threads(
     assert_same_results(Path("PS/serial"), output)
     summary = json.loads((output / "run_summary.json").read_text())
     assert summary["ranks"] == n_ranks
-    assert len(summary["peak_memory"]) >= 1
+    assert len(summary["private_memory"]) >= 1
 
 
 def test_a_tomogram_is_split_where_ranks_would_idle(workdir: Path, launcher: Launcher) -> None:

@@ -134,7 +134,7 @@ class FakeRanks:
             return News(rank, [Outcome(piece, error=f"task {piece.task} cannot be read")])
         n_items = piece.stop - piece.start
         outcome = Outcome(piece, n_items, f"by rank {rank}")
-        return News(rank, [outcome], n_items, peak_memory=rank, busy_seconds=1.0)
+        return News(rank, [outcome], n_items, private_memory=rank, busy_seconds=1.0)
 
     def stop(self) -> None:
         """Let no rank begin another item."""
@@ -212,7 +212,7 @@ def test_rank_0_reports_like_the_others() -> None:
     """With its memory, its working time and its results."""
     news = [item for item in run(make_costs(5, 3), NoOthers()) if item.outcomes]
     assert {item.rank for item in news} == {0}
-    assert all(item.peak_memory == 17 for item in news)
+    assert all(item.private_memory == 17 for item in news)
     assert news[-1].busy_seconds > 0
     assert {outcome.result for item in news for outcome in item.outcomes} == {"by rank 0"}
 

@@ -118,7 +118,7 @@ def test_every_item_is_done_once() -> None:
     assert not any(outcome.error for outcome in outcomes)
     assert {item.rank for item in news} == {0}
     assert sum(item.n_items for item in news) == 8
-    assert news[-1].peak_memory > 1e6
+    assert news[-1].private_memory > 1e6
     assert not any(item.lost or item.stopping for item in news)
 
 

@@ -1,0 +1,144 @@
+"""Tilt images made smaller once a tomogram, for windows that are cut from them afterwards.
+
+A window of b times the box holds frequencies far beyond those that binning by b keeps. Fourier
+cropping the whole image by q <= b/2 first leaves a band twice as wide as the one that is kept, so
+that only what leaks from beyond it into the window's edges is lost.
+"""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core.subtomogram import TiltImages
+from relion_pseudosubtomo.core.windows import WindowTransform
+
+#: Small pixels, of the nearest edge pixel, on each side: the transform takes the image as periodic,
+#: and what rings at its ends stays in there.
+MARGIN = 16
+
+
+def prebinned_axis(size: int, factor: int) -> tuple[int, int]:
+    """Return the length of an axis after Fourier cropping, and the pixels put before the image.
+
+    Parameters
+    ----------
+    size : int
+        Pixels of the image along the axis.
+    factor : int
+        q.
+
+    Returns
+    -------
+    tuple of int
+        (length in small pixels, margin before the image in pixels of the image); the margin is a
+        multiple of q, so that small pixel i lies at pixel q i - margin.
+    """
+    length = fft.fast_even_length(-(-size // factor) + 2 * MARGIN)
+    return length, factor * ((length - size // factor) // 2)
+
+
+class ImageBinner:
+    """Plans and scratch arrays of one thread for Fourier cropping whole tilt images.
+
+    Parameters
+    ----------
+    image_size_xy : tuple of int
+        (width, height) of the images.
+    factor : int
+        q, at least 2.
+    """
+
+    def __init__(self, image_size_xy: tuple[int, int], factor: int) -> None:
+        (nx, self._before_x), (ny, self._before_y) = (
+            prebinned_axis(size, factor) for size in image_size_xy
+        )
+        half = nx // 2 + 1
+        self._window = WindowTransform((factor * ny, factor * nx), nx)
+        self._scale = np.float32(1.0 / (factor * ny * factor * nx))
+        self._columns_fs = fft.zeros((half, ny), np.complex64)
+        self._columns_rs = fft.padded_columns(half, ny)
+        self._rows_fs = fft.zeros((ny, half), np.complex64)
+        self._rows_rs = fft.zeros((ny, nx), np.float32)
+        self._to_columns = fft.plan_backward(self._columns_fs, self._columns_rs)
+        self._to_rows = fft.plan_backward(self._rows_fs, self._rows_rs)
+
+    def bin(self, image_bytes: NDArray, mode: int) -> NDArray[np.float32] | None:
+        """Return the image with its margins, Fourier-cropped by q, in the same grey scale.
+
+        Parameters
+        ----------
+        image_bytes : ndarray, shape (height, width * itemsize), uint8
+            The tilt image as bytes.
+        mode : int
+            Its MRC mode.
+
+        Returns
+        -------
+        ndarray, shape (ny, nx), float32, or None
+            None where a pixel is NaN or infinite, which would spread over the whole image.
+        """
+        n_bad = self._window.transform(image_bytes, mode, -self._before_x, -self._before_y)
+        if n_bad:
+            return None
+        half = self._columns_fs.shape[1] // 2
+        self._columns_fs[:, :half] = self._window.columns[:, :half]
+        self._columns_fs[:, half:] = self._window.columns[:, -half:]
+        self._columns_fs *= self._scale
+        self._to_columns.execute()
+        kernels.transpose_rows(self._columns_rs, 0, self._rows_fs)
+        self._to_rows.execute()
+        return self._rows_rs.copy()
+
+
+def prebin_images(
+    images: TiltImages,
+    image_size_xy: tuple[int, int],
+    used: NDArray[np.bool_],
+    factor: int,
+    threads: int,
+) -> TiltImages:
+    """Return the used tilt images Fourier-cropped by q; the images as they are where one is bad.
+
+    Parameters
+    ----------
+    images : TiltImages
+        Of one tomogram.
+    image_size_xy : tuple of int
+        Their (width, height).
+    used : ndarray, shape (n_frames,), bool
+        Frames that are needed.
+    factor : int
+        q.
+    threads : int
+        Threads that share the images.
+
+    Returns
+    -------
+    TiltImages
+        With `prebin` 1 where a used image holds a NaN or an infinite pixel.
+    """
+    idle: queue.SimpleQueue[ImageBinner] = queue.SimpleQueue()
+    for _ in range(threads):
+        idle.put(ImageBinner(image_size_xy, factor))
+
+    def bin_frame(f: int) -> NDArray[np.float32] | None:
+        if not used[f]:
+            return np.empty((0, 0), np.float32)
+        binner = idle.get()
+        try:
+            return binner.bin(images.image_bytes[f], images.modes[f])
+        finally:
+            idle.put(binner)
+
+    with ThreadPoolExecutor(threads) as pool:
+        binned = list(pool.map(bin_frame, range(len(used))))
+    whole = [image for image in binned if image is not None]
+    if len(whole) < len(binned):
+        return images
+    margin_x, margin_y = (prebinned_axis(size, factor)[1] for size in image_size_xy)
+    return TiltImages.from_arrays(whole, factor, (margin_x, margin_y))

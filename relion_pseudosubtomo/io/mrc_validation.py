@@ -1,0 +1,98 @@
+"""Whether an MRC file is what the standard, and its header, say (spec 3.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.io.mrc import HEADER_BYTES, MrcHeader, read_header, read_volume
+
+_VERSIONS = (20140, 20141)
+_STAMPS = (b"\x44\x44", b"\x44\x41", b"\x11\x11")
+_MOST_LABELS = 10
+
+#: Places in the header, in bytes (MRC2014).
+_AXES, _VERSION, _MAP, _STAMP, _LABELS = 64, 108, 208, 212, 220
+
+
+@dataclass(frozen=True)
+class MrcFile:
+    """What is known of a file without its data.
+
+    Attributes
+    ----------
+    header : MrcHeader
+    faults : tuple of str
+        Where it departs from MRC2014.
+    """
+
+    header: MrcHeader
+    faults: tuple[str, ...]
+
+
+def inspect_file(path: str) -> MrcFile | InputError:
+    """Return header and faults of a file, or why it cannot be read."""
+    try:
+        header = read_header(path)
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(HEADER_BYTES)
+    except InputError as error:
+        return error
+    except OSError as error:
+        return InputError(f"{path} cannot be read: {error.strerror}")
+    return MrcFile(header, tuple(_find_faults(header, head)))
+
+
+def _find_faults(header: MrcHeader, head: bytes) -> list[str]:
+    order = "<" if head[_STAMP : _STAMP + 1] == b"\x44" else ">"
+
+    def read(place: int, n: int = 1) -> list[int]:
+        return [int(value) for value in np.frombuffer(head, f"{order}i4", n, place)]
+
+    is_volume = header.ispg > 0
+    end = header.data_offset + header.nx * header.ny * header.nz * header.dtype.itemsize
+    rules = (
+        (head[_MAP : _MAP + 4] == b"MAP ", "no 'MAP '"),
+        (head[_STAMP : _STAMP + 2] in _STAMPS, "machine stamp unknown"),
+        (read(_VERSION)[0] in _VERSIONS, f"version {read(_VERSION)[0]}"),
+        (sorted(read(_AXES, 3)) == [1, 2, 3], "axes are no order of 1, 2, 3"),
+        (0 <= read(_LABELS)[0] <= _MOST_LABELS, "number of labels"),
+        (header.mz == (header.nz if is_volume else 1), f"mz {header.mz} for ispg {header.ispg}"),
+        (header.file_size == end, f"{header.file_size - end} bytes behind the data"),
+    )
+    return [fault for is_good, fault in rules if not is_good]
+
+
+@dataclass(frozen=True)
+class DataFaults:
+    """What is wrong with the values of a file.
+
+    Attributes
+    ----------
+    is_finite : bool
+    constant : ndarray of int64
+        Sections in which all values are one.
+    is_negative : bool
+        Whether any value is below 0.
+    """
+
+    is_finite: bool
+    constant: NDArray[np.int64]
+    is_negative: bool
+
+
+def inspect_data(path: str) -> DataFaults:
+    """Read all values of a file.
+
+    Raises
+    ------
+    InputError
+        As `read_header`.
+    """
+    data = read_volume(path)
+    low, high = data.min(axis=(1, 2)), data.max(axis=(1, 2))  # NaN where any value is
+    is_finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
+    return DataFaults(is_finite, np.flatnonzero(low == high), bool((low < 0).any()))

@@ -1,0 +1,69 @@
+"""The path of `verify`: tables, files, visible frames, records, values."""
+
+from __future__ import annotations
+
+from relion_pseudosubtomo.findings import Findings, format_findings
+from relion_pseudosubtomo.verification.images import check_data, check_files, list_files
+from relion_pseudosubtomo.verification.leftovers import check_orphans, check_records
+from relion_pseudosubtomo.verification.results import Request, Results, read_results
+from relion_pseudosubtomo.verification.visibility import (
+    Geometry,
+    Visibility,
+    check_visibility,
+    compute_geometry,
+    count_slices,
+    write_repaired,
+)
+
+EXIT_GOOD, EXIT_BAD = 0, 1
+
+#: What a table that was repaired has no longer.
+_REPAIRABLE = ("result-visible", "result-frames", "result-slices", "result-geometry")
+
+
+def verify(request: Request) -> int:
+    """Print all that is wrong in an output directory; with `repair`, write a better table beside.
+
+    Returns
+    -------
+    int
+        Exit status: 0 if refinement can take the directory, or the repaired table, as it is.
+
+    Raises
+    ------
+    PseudoSubtomoError
+        Where the repaired table cannot be written.
+    """
+    findings = Findings()
+    results = read_results(request, findings)
+    repaired = None if results is None else _verify_results(results, findings)
+    if findings.items:
+        print(format_findings(findings))
+    left = [f for f in findings.errors if repaired is None or f.code not in _REPAIRABLE]
+    if results is not None:
+        print(f"{results.particles.n_rows} particles verified")
+    if repaired is not None:
+        print(f"Wrote {repaired}: use it in place of {request.particle_file}")
+    print(f"{len(findings.errors)} errors, {len(findings.warnings)} warnings")
+    return EXIT_BAD if left else EXIT_GOOD
+
+
+def _verify_results(results: Results, findings: Findings) -> str | None:
+    """Check everything; return the repaired table's path, where one was written."""
+    files = list_files(results)
+    known = check_files(results, files, findings)
+    visibility, geometry = Visibility([None] * len(results.images), []), Geometry()
+    slices = count_slices(results, known)
+    if results.is_stack:
+        geometry = compute_geometry(results)
+        visibility = check_visibility(results, slices, geometry, findings)
+    records = check_records(results, files, known, findings) if results.is_recorded else []
+    if results.request.is_own_table:
+        check_orphans(results, files, records, findings)
+    if results.request.deep:
+        check_data(
+            results, files, known, lambda row: visibility.blank_slices(results, row), findings
+        )
+    if not (results.request.repair and visibility.damaged):
+        return None
+    return write_repaired(results, slices, geometry, visibility, findings)

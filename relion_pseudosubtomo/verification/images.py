@@ -1,0 +1,281 @@
+"""The image files of an output directory: there, valid, of the right size, and sound inside."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.io.mrc_validation import (
+    DataFaults,
+    MrcFile,
+    inspect_data,
+    inspect_file,
+)
+from relion_pseudosubtomo.verification.results import Results
+
+#: Every file that a particle can have: suffix -> whether it is in Fourier space.
+SUFFIXES = {
+    "_stack2d.mrcs": False,
+    "_data.mrc": False,
+    "_weights.mrc": True,
+    "_CTF2.mrc": True,
+    "_multi.mrc": True,
+    "_div.mrc": False,
+    "_data_nrm.mrc": False,
+    "_CTF2_nrm.mrc": True,
+}
+_WEIGHTS = "_weights.mrc"
+
+#: Relative difference of pixel sizes that is rounding.
+_PIXEL_SIZE_TOLERANCE = 1e-3
+
+_THREADS = 8
+_MODES = (2, 12)
+_SHOWN = 3
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file that has to be there.
+
+    Attributes
+    ----------
+    path : str
+    row : int
+        Of its particle.
+    suffix : str
+        A key of `SUFFIXES`; empty for a name that is none of this program's or RELION's.
+    """
+
+    path: str
+    row: int
+    suffix: str
+
+
+def split_image_name(path: str) -> tuple[str, str]:
+    """Return the stem and the suffix of an image's name; no suffix where it is not known."""
+    suffix = next((s for s in SUFFIXES if path.endswith(s)), "")
+    return path[: len(path) - len(suffix)], suffix
+
+
+def list_files(results: Results) -> list[ImageFile]:
+    """Return all files that the particles have to have."""
+    options, columns = results.options, results.particles.columns
+    weights = columns.get(labels.CTF_IMAGE)
+    suffixes = set(options.image_suffixes) if results.is_recorded else set()
+    has_weights = _has_weights(results)
+    files = []
+    for row, path in enumerate(results.images):
+        stem, suffix = split_image_name(path)
+        files.append(ImageFile(path, row, suffix))
+        for other in sorted(suffixes - {suffix, _WEIGHTS}):
+            files.append(ImageFile(stem + other, row, other))
+        if has_weights:
+            path = stem + _WEIGHTS if weights is None else weights[row]
+            files.append(ImageFile(path, row, _WEIGHTS))
+    return files
+
+
+def _has_weights(results: Results) -> bool:
+    """Return whether there have to be weights: RELION names them also where it writes none."""
+    if results.is_recorded:
+        return _WEIGHTS in results.options.image_suffixes
+    column = results.particles.columns.get(labels.CTF_IMAGE)
+    return column is not None and any(os.path.exists(path) for path in column)
+
+
+def in_threads(work: Callable[[str], Result], paths: Iterable[str]) -> dict[str, Result]:
+    """Return path -> result; parallel file systems answer slowly, but many at a time."""
+    unique = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(unique, pool.map(work, unique), strict=True))
+
+
+@dataclass
+class _Faults:
+    """Collects what is wrong, one finding a code."""
+
+    results: Results
+    found: dict[tuple[str, str], list[tuple[ImageFile, str]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def add(self, code: str, what: str, file: ImageFile, found: str = "") -> None:
+        self.found[code, what].append((file, found))
+
+    def report(self, findings: Findings, severities: dict[str, str] | None = None) -> None:
+        for (code, what), items in self.found.items():
+            rows = list(dict.fromkeys(file.row for file, _ in items))
+            shown = list_first(dict.fromkeys(f"{f.path} {why}".strip() for f, why in items), _SHOWN)
+            place: dict[str, Any] = {
+                "file": self.results.table.path,
+                "table": self.results.particles.name,
+                "row": list_first(row + 1 for row in rows),
+                "particle": list_first((self.results.names[row] for row in rows), _SHOWN),
+                "found": shown,
+            }
+            if (severities or {}).get(code) == "warning":
+                findings.warning(code, what, **place)
+            else:
+                findings.error(code, what, **place)
+
+
+def check_files(
+    results: Results, files: list[ImageFile], findings: Findings
+) -> dict[str, MrcFile | InputError]:
+    """Check that every file is there and that its header is right.
+
+    Parameters
+    ----------
+    results : Results
+    files : list of ImageFile
+    findings : Findings
+        Gets `result-missing`, `result-unreadable`, `result-format`, `result-size`, `result-mode`,
+        `result-pixel-size`, `result-shared` and `result-name`.
+
+    Returns
+    -------
+    dict of str to MrcFile or InputError
+        Path -> what the file is.
+    """
+    known = in_threads(inspect_file, (file.path for file in files))
+    faults = _Faults(results)
+    _check_names(results, files, faults)
+    modes = _expected_modes(results, known)
+    for file in files:
+        item = known[file.path]
+        if isinstance(item, InputError):
+            is_missing = isinstance(item.__cause__, FileNotFoundError)
+            if is_missing:
+                faults.add("result-missing", "image file missing", file)
+            else:
+                faults.add("result-unreadable", "image file not readable", file, f"({item})")
+        else:
+            _check_header(results, file, item, modes, faults)
+    not_ours = {"result-format": "warning"} if not results.is_recorded else {}
+    if not results.request.is_own_table:
+        not_ours["result-name"] = "warning"
+    faults.report(findings, not_ours)
+    return known
+
+
+def _expected_modes(results: Results, known: dict[str, MrcFile | InputError]) -> tuple[int, ...]:
+    if results.is_recorded:
+        return (12,) if results.options.float16 else (2,)
+    counts = Counter(item.header.mode for item in known.values() if isinstance(item, MrcFile))
+    return tuple(mode for mode, _ in counts.most_common(1) if mode in _MODES) or _MODES
+
+
+def _check_header(
+    results: Results, file: ImageFile, item: MrcFile, modes: tuple[int, ...], faults: _Faults
+) -> None:
+    header = item.header
+    if item.faults:
+        faults.add("result-format", "not as MRC2014 wants it", file, f"({'; '.join(item.faults)})")
+    if header.mode not in modes:
+        wanted = " or ".join(map(str, modes))
+        faults.add("result-mode", f"MRC mode is not {wanted}", file, f"({header.mode})")
+    size, pixel_size = results.image_size[file.row], results.pixel_size[file.row]
+    found = (header.nx, header.ny, header.nz)
+    expected = _expected_size(results, file.suffix, size)
+    if any(e not in (-1, f) for e, f in zip(expected, found, strict=True)):
+        wanted = " x ".join("any" if e == -1 else str(e) for e in expected)
+        text = " x ".join(map(str, found))
+        faults.add("result-size", f"size is not {wanted}", file, f"({text})")
+    wanted_voxel = 1 / pixel_size if SUFFIXES.get(file.suffix) else pixel_size
+    if abs(header.voxel_size - wanted_voxel) > _PIXEL_SIZE_TOLERANCE * wanted_voxel:
+        what = f"pixel size is not {wanted_voxel:.6g}"
+        faults.add("result-pixel-size", what, file, f"({header.voxel_size:.6g})")
+
+
+def _expected_size(results: Results, suffix: str, size: float) -> tuple[int, int, int]:
+    """Return (nx, ny, nz); -1 for any."""
+    if not np.isfinite(size):
+        return -1, -1, -1
+    n = int(size)
+    if suffix == _WEIGHTS:
+        return n // 2 + 1, n, 2 * n
+    is_stack = results.is_stack or _is_real(results)
+    return n, n, -1 if is_stack else n
+
+
+def _is_real(results: Results) -> bool:
+    """Return whether these are true subtomograms: stacks, though the table says they are none."""
+    optics = results.table.optics
+    if results.is_stack or optics is None:
+        return False
+    return "2" in optics.columns.get(labels.IMAGE_DIMENSIONALITY, ())
+
+
+def _check_names(results: Results, files: list[ImageFile], faults: _Faults) -> None:
+    """Check that no two particles have one image, and each has the one of its name."""
+    names = results.particles.columns.get(labels.PARTICLE_NAME)
+    owners: dict[str, int] = {}
+    for file in files:
+        path = os.path.normpath(file.path)
+        if owners.setdefault(path, file.row) != file.row:
+            faults.add("result-shared", "image of more than one particle", file)
+        if names is None or not file.suffix:
+            continue
+        if not f"/{path}".endswith(os.path.normpath(f"/{names[file.row]}{file.suffix}")):
+            faults.add("result-name", "image of another name than the particle", file)
+
+
+def check_data(
+    results: Results,
+    files: list[ImageFile],
+    known: dict[str, MrcFile | InputError],
+    blank: Callable[[int], NDArray[np.bool_] | None],
+    findings: Findings,
+) -> None:
+    """Read all values of all files that could be opened (`--deep`).
+
+    Parameters
+    ----------
+    results, files, known
+        As for `check_files`, and its result.
+    blank : callable
+        Row -> which slices of a stack may be blank, because the CTF is zero there; None for none.
+    findings : Findings
+        Gets `result-not-finite`, `result-constant` and `result-negative`.
+    """
+    good = [file for file in files if isinstance(known[file.path], MrcFile)]
+    inspected = in_threads(inspect_data, (file.path for file in good))
+    faults = _Faults(results)
+    for file in good:
+        _judge_data(results, file, inspected[file.path], blank(file.row), faults)
+    faults.report(findings)
+
+
+def _judge_data(
+    results: Results,
+    file: ImageFile,
+    data: DataFaults,
+    blank: NDArray[np.bool_] | None,
+    faults: _Faults,
+) -> None:
+    if not data.is_finite:
+        faults.add("result-not-finite", "values that are NaN or infinite", file)
+    if SUFFIXES.get(file.suffix):
+        if data.is_negative:
+            faults.add("result-negative", "weights below zero", file)
+        return
+    constant = data.constant
+    if blank is not None:
+        constant = constant[(constant >= len(blank)) | ~blank[constant.clip(max=len(blank) - 1)]]
+    is_stack = results.is_stack or _is_real(results)
+    if len(constant) if is_stack else len(constant) == int(results.image_size[file.row]):
+        which = f"(slices {list_first(constant + 1, _SHOWN)})" if is_stack else ""
+        faults.add("result-constant", "nothing in the image", file, which)

@@ -1,0 +1,119 @@
+"""Completion records, and files that belong to no particle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.io.mrc_validation import MrcFile
+from relion_pseudosubtomo.io.records import FOLDER, Record, RecordStore
+from relion_pseudosubtomo.verification.images import SUFFIXES, ImageFile, split_image_name
+from relion_pseudosubtomo.verification.results import Results
+
+_IMAGES = "Subtomograms"
+_SHOWN = 3
+
+
+def check_records(
+    results: Results,
+    files: list[ImageFile],
+    known: dict[str, MrcFile | InputError],
+    findings: Findings,
+) -> list[Record]:
+    """Check that records can be read, cover all files, and tell their sizes.
+
+    Parameters
+    ----------
+    results, files, known
+        As for `images.check_files`, and its result.
+    findings : Findings
+        Gets `result-record` and `result-changed`.
+
+    Returns
+    -------
+    list of Record
+        Those that can be read.
+    """
+    directory = results.request.directory
+    folder, store = Path(directory, FOLDER), RecordStore(directory)
+    records = store.read_all()
+    n_damaged = len(list(folder.glob("*/*.json"))) - len(records)
+    if n_damaged > 0:
+        findings.error("result-record", f"{n_damaged} completion records damaged", file=folder)
+    recorded = {
+        os.path.normpath(os.path.join(directory, name)): size
+        for record in records
+        for name, size in zip(record.files(), record.sizes, strict=False)
+    }
+    missing, changed = [], []
+    for file in files:
+        size, item = recorded.get(os.path.normpath(file.path)), known[file.path]
+        if size is None:
+            missing.append(file.path)
+        elif isinstance(item, MrcFile) and item.header.file_size != size:
+            changed.append(f"{file.path} ({item.header.file_size} bytes for {size})")
+    if missing:
+        findings.error(
+            "result-record",
+            f"{len(missing)} files without a completion record",
+            file=folder,
+            found=list_first(missing, _SHOWN),
+        )
+    if changed:
+        what = f"{len(changed)} files of another size than recorded"
+        findings.error("result-changed", what, file=folder, found=list_first(changed, _SHOWN))
+    elif not all(store.is_intact(record, with_sums=False) for record in records) and not missing:
+        _warn_of_newer(folder, known, findings)
+    return records
+
+
+def _warn_of_newer(
+    folder: Path, known: dict[str, MrcFile | InputError], findings: Findings
+) -> None:
+    if all(isinstance(item, MrcFile) for item in known.values()):
+        findings.warning("result-changed", "files newer than their completion records", file=folder)
+
+
+def check_orphans(
+    results: Results, files: list[ImageFile], records: list[Record], findings: Findings
+) -> None:
+    """Look for files in the image folder that belong to no particle of the table.
+
+    Parameters
+    ----------
+    results : Results
+    files : list of ImageFile
+        Those of the particles.
+    records : list of Record
+    findings : Findings
+        Gets `result-orphan`: an error, or a warning for files of whole tomograms that the records
+        know, as a run with `--only_tomogram` leaves them.
+    """
+    directory = results.request.directory
+    wanted = {os.path.normpath(file.path) for file in files}
+    if not results.is_recorded:
+        stems = {split_image_name(os.path.normpath(path))[0] for path in results.images}
+        wanted |= {stem + suffix for stem in stems for suffix in SUFFIXES}
+    present = set(results.particles.columns.get(labels.TOMO_NAME, ()))
+    elsewhere = {
+        os.path.normpath(os.path.join(directory, name))
+        for record in records
+        if record.tomogram not in present
+        for name in record.files()
+    }
+    orphans: list[str] = []
+    others: list[str] = []
+    for folder, _, names in os.walk(os.path.join(directory, _IMAGES)):
+        for path in (os.path.normpath(os.path.join(folder, name)) for name in sorted(names)):
+            if path not in wanted:
+                (others if path in elsewhere else orphans).append(path)
+    for paths, add, whose in (
+        (orphans, findings.error, "of no particle"),
+        (others, findings.warning, "of tomograms that are not in the table"),
+    ):
+        if paths:
+            what = f"{len(paths)} files {whose}"
+            add("result-orphan", what, file=directory, found=list_first(sorted(paths), _SHOWN))

@@ -1,0 +1,294 @@
+"""What an output directory says about itself: its tables, and the options it was made with."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.findings import Findings
+from relion_pseudosubtomo.io.columns import is_absent, numbers, report_missing_columns
+from relion_pseudosubtomo.io.optimisation_set import read_optimisation_set
+from relion_pseudosubtomo.io.particles import (
+    ParticleTable,
+    make_particle_set,
+    read_particle_table,
+)
+from relion_pseudosubtomo.io.records import FOLDER, RecordStore
+from relion_pseudosubtomo.io.star import StarTable
+from relion_pseudosubtomo.io.tomograms import read_tomogram_set
+from relion_pseudosubtomo.io.trajectories import read_trajectories
+from relion_pseudosubtomo.model import ParticleSet, TomogramSet, Trajectories
+from relion_pseudosubtomo.options import JobOptions
+
+Floats = NDArray[np.floating]
+
+PARTICLES, OPTIMISATION_SET = "particles.star", "optimisation_set.star"
+
+#: Said of tilt series, of no consequence for finished images.
+_OF_NO_CONSEQUENCE = ("unused-tomogram", "table-name")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `verify` is asked for; None stands for what the directory itself names.
+
+    Attributes
+    ----------
+    directory : str
+        Output directory of an extraction.
+    particles, tomograms, trajectories : str or None
+        Other files than the directory's.
+    max_dose : float or None
+        That of the extraction, for a directory that does not tell.
+    deep, repair : bool
+        Whether to read all values; whether to write particles_repaired.star.
+    """
+
+    directory: str
+    particles: str | None = None
+    tomograms: str | None = None
+    trajectories: str | None = None
+    max_dose: float | None = None
+    deep: bool = False
+    repair: bool = False
+
+    @property
+    def particle_file(self) -> str:
+        """The particle file that is verified."""
+        return self.particles or os.path.join(self.directory, PARTICLES)
+
+    @property
+    def is_own_table(self) -> bool:
+        """Whether it is the one that the extraction wrote, unchanged by another program."""
+        return self.particles is None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of an output directory.
+
+    Attributes
+    ----------
+    request : Request
+    table : ParticleTable
+        The particle file as text.
+    options : JobOptions
+        Those of the run, or what the tables tell of them.
+    is_recorded : bool
+        Whether the options are from completion records: RELION's own directories have none.
+    is_stack : bool
+        2D stacks.
+    image_size, pixel_size : ndarray, shape (n,), float64
+        n in pixels and the binned pixel size in Angstrom that each particle's optics group tells;
+        NaN where it does not.
+    images : list of str
+        rlnImageName.
+    tomogram_set : TomogramSet or None
+        None where it cannot be read.
+    particle_set : ParticleSet or None
+        None without tomograms.
+    trajectories : Trajectories or None
+    """
+
+    request: Request
+    table: ParticleTable
+    options: JobOptions
+    is_recorded: bool
+    is_stack: bool
+    image_size: Floats
+    pixel_size: Floats
+    images: list[str]
+    tomogram_set: TomogramSet | None
+    particle_set: ParticleSet | None
+    trajectories: Trajectories | None
+
+    @property
+    def particles(self) -> StarTable:
+        """The table of particles."""
+        return self.table.particles
+
+    @property
+    def names(self) -> list[str]:
+        """What each particle is called in messages: its name, or its image's."""
+        return list(self.particles.columns.get(labels.PARTICLE_NAME, self.images))
+
+
+def read_results(request: Request, findings: Findings) -> Results | None:
+    """Read the tables of an output directory and those they name.
+
+    Parameters
+    ----------
+    request : Request
+    findings : Findings
+        Gets what is wrong in the tables.
+
+    Returns
+    -------
+    Results or None
+        None where there are no particles or no images among their columns.
+    """
+    table = read_particle_table(request.particle_file, findings)
+    entries = _read_entries(request, findings)
+    if table is None:
+        return None
+    report_missing_columns(table.particles, [labels.IMAGE_NAME], findings)
+    if labels.IMAGE_NAME not in table.particles.columns:
+        return None
+    images = list(table.particles.columns[labels.IMAGE_NAME])
+    is_stack = _is_stack(table, images, findings)
+    recorded = _read_options(request.directory, findings)
+    rows = _rows_of_groups(table)
+    optics = _OpticsColumns(table, rows, findings)
+    options = recorded or _guess_options(request, optics, is_stack)
+    if options.stack2d != is_stack:
+        _report_layout(table, options, findings)
+    sets = _read_sets(request, table, entries, options, findings)
+    image_size, pixel_size = optics.take(labels.IMAGE_SIZE), optics.take(labels.IMAGE_PIXEL_SIZE)
+    is_recorded = recorded is not None
+    return Results(
+        request, table, options, is_recorded, is_stack, image_size, pixel_size, images, *sets
+    )
+
+
+def _read_entries(request: Request, findings: Findings) -> dict[str, str]:
+    """Return the optimisation set's entries, overridden by what was asked for."""
+    path = os.path.join(request.directory, OPTIMISATION_SET)
+    entries = read_optimisation_set(path, findings) or {}
+    named, own = entries.get(labels.PARTICLES_FILE), os.path.join(request.directory, PARTICLES)
+    if named is not None and os.path.normpath(named) != os.path.normpath(own):
+        findings.error("result-table", labels.PARTICLES_FILE, file=path, expected=own, found=named)
+    for label, given in (
+        (labels.TOMOGRAMS_FILE, request.tomograms),
+        (labels.TRAJECTORIES_FILE, request.trajectories),
+    ):
+        if given is not None:
+            entries[label] = given
+    return entries
+
+
+def _is_stack(table: ParticleTable, images: list[str], findings: Findings) -> bool:
+    flag = table.general.get(labels.ARE_2D_STACKS)
+    if flag not in ("0", "1"):
+        findings.warning(
+            "result-table",
+            f"no {labels.ARE_2D_STACKS}",
+            file=table.path,
+            table="general",
+            expected="0 or 1",
+            found="the images' names are gone by",
+        )
+        return images[0].endswith("_stack2d.mrcs")
+    return flag == "1"
+
+
+def _report_layout(table: ParticleTable, options: JobOptions, findings: Findings) -> None:
+    findings.error(
+        "result-table",
+        labels.ARE_2D_STACKS,
+        file=table.path,
+        table="general",
+        expected=f"{int(options.stack2d)}, as extracted",
+        found=int(not options.stack2d),
+    )
+
+
+def _read_options(directory: str, findings: Findings) -> JobOptions | None:
+    """Return the options noted beside the completion records; None where there are no records."""
+    folder = Path(directory, FOLDER)
+    if not folder.exists():
+        return None
+    noted = RecordStore(directory).read_job() or {}
+    names = {field.name for field in dataclasses.fields(JobOptions)}
+    try:
+        values = {name: ast.literal_eval(text) for name, text in noted.items() if name in names}
+        return JobOptions(**{**values, "output": directory})
+    except (ValueError, SyntaxError, TypeError):
+        findings.error("result-record", "options of the run not readable", file=folder)
+        return None
+
+
+def _guess_options(request: Request, optics: _OpticsColumns, is_stack: bool) -> JobOptions:
+    """Return the options as far as the optics table tells them."""
+    size, binning = optics.take(labels.IMAGE_SIZE)[0], optics.take(labels.SUBTOMOGRAM_BINNING)[0]
+    crop = int(size) if np.isfinite(size) else 0
+    return JobOptions(
+        request.directory,
+        crop,
+        crop,
+        float(binning) if np.isfinite(binning) else 1.0,
+        stack2d=is_stack,
+        max_dose=-1.0 if request.max_dose is None else request.max_dose,
+    )
+
+
+def _rows_of_groups(table: ParticleTable) -> NDArray[np.int64]:
+    """Return the row of each particle's optics group; -1 where it has none."""
+    n = table.particles.n_rows
+    if table.optics is None:
+        return np.full(n, -1)
+    given = table.particles.columns.get(labels.OPTICS_GROUP)
+    if given is None:
+        return np.full(n, 0 if table.optics.n_rows == 1 else -1)
+    place = {text: i for i, text in enumerate(table.optics.columns.get(labels.OPTICS_GROUP, ()))}
+    return np.array([place.get(text, -1) for text in given])
+
+
+class _OpticsColumns:
+    """Columns of the optics table, by particle."""
+
+    def __init__(self, table: ParticleTable, rows: NDArray[np.int64], findings: Findings) -> None:
+        self._optics, self._rows = table.optics, rows
+        if table.optics is None:
+            findings.error(
+                "missing-table", "no optics", file=table.path, expected="a table data_optics"
+            )
+            return
+        needed = (labels.IMAGE_SIZE, labels.IMAGE_PIXEL_SIZE, labels.SUBTOMOGRAM_BINNING)
+        for label in needed:
+            numbers(table.optics, label, findings)
+
+    def take(self, label: str) -> Floats:
+        """Return a column; NaN for particles without a group or a value."""
+        if self._optics is None:
+            return np.full(len(self._rows), np.nan)
+        values = np.append(numbers(self._optics, label, Findings()), np.nan)
+        return np.asarray(values[self._rows])
+
+
+def _read_sets(
+    request: Request,
+    table: ParticleTable,
+    entries: dict[str, str],
+    options: JobOptions,
+    findings: Findings,
+) -> tuple[TomogramSet | None, ParticleSet | None, Trajectories | None]:
+    """Read the tomograms, and match the particles and their trajectories with them.
+
+    Tilt images need not be there any more.
+    """
+    path = entries.get(labels.TOMOGRAMS_FILE)
+    if path is None or is_absent(path):
+        findings.error("missing-input", "no tomograms", file=request.directory)
+        return None, None, None
+    found = Findings()
+    reading = replace(options, allow_failures=True, real_subtomo=False)
+    tomogram_set = read_tomogram_set(path, found, wanted=table.tomogram_names(), options=reading)
+    findings.items += found.errors
+    matched = Findings()
+    particle_set = make_particle_set(table, tomogram_set, matched)
+    for finding in matched:
+        is_lost = finding.code == "unknown-tomogram"
+        if finding.code not in _OF_NO_CONSEQUENCE:
+            findings.items.append(replace(finding, severity="error") if is_lost else finding)
+    trajectories = None
+    motion = entries.get(labels.TRAJECTORIES_FILE)
+    if tomogram_set is not None and particle_set is not None and not is_absent(motion):
+        trajectories = read_trajectories(str(motion), particle_set, tomogram_set, findings)
+    return tomogram_set, particle_set, trajectories

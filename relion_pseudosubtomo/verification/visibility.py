@@ -1,0 +1,273 @@
+"""rlnTomoVisibleFrames against slice counts, tilt series and geometry; and its repair."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.core.geometry import is_inside_image
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.io.mrc_validation import MrcFile
+from relion_pseudosubtomo.io.star import StarTable, read_star, write_star
+from relion_pseudosubtomo.merge import text_column, vector_text
+from relion_pseudosubtomo.placement import place_particles
+from relion_pseudosubtomo.plan import within_dose
+from relion_pseudosubtomo.verification.results import Results
+
+Flags = NDArray[np.bool_]
+
+REPAIRED = "particles_repaired.star"
+
+#: Pixels by which a projected position may have moved through rounding in the tables.
+_ROUNDING = 0.01
+
+_SHOWN = 3
+
+
+@dataclass
+class Geometry:
+    """Which frames show each particle, computed anew.
+
+    Attributes
+    ----------
+    surely : dict of int to ndarray, shape (n_frames,), bool
+        Row -> frames in which it is visible, whatever the rounding.
+    perhaps : dict of int to ndarray, shape (n_frames,), bool
+        Those and the ones in which it is, or is not, by a rounding error.
+    """
+
+    surely: dict[int, Flags] = field(default_factory=dict)
+    perhaps: dict[int, Flags] = field(default_factory=dict)
+
+
+def compute_geometry(results: Results) -> Geometry:
+    """Return which frames show each particle, with the program's own placement (spec 2.1, 2.3).
+
+    Positions are those of the table without rlnOriginX/Y/ZAngst: an extraction applies them and
+    writes zeros, or leaves them out and as they were; what is there now came later.
+    """
+    geometry = Geometry()
+    tomogram_set, particle_set = results.tomogram_set, results.particle_set
+    if tomogram_set is None or particle_set is None:
+        return geometry
+    options = replace(results.options, dont_apply_offsets=True, apply_orientations=False)
+    radius = options.binning * options.crop / 2
+    for index, tomogram in enumerate(tomogram_set.tomograms):
+        rows = np.flatnonzero(particle_set.tomogram == index)
+        if len(rows) == 0 or tomogram.n_frames == 0 or tomogram.name in tomogram_set.failed:
+            continue
+        moving = results.trajectories
+        shifts = None if moving is None else moving.stack(rows)
+        points = place_particles(options, tomogram, particle_set, shifts, rows).image_point
+        size, within = tomogram.image_size_xy, within_dose(options, tomogram)
+        surely = is_inside_image(points, size, radius + _ROUNDING) & within
+        perhaps = is_inside_image(points, size, radius - _ROUNDING) & within
+        geometry.surely.update(zip(rows.tolist(), surely, strict=True))
+        geometry.perhaps.update(zip(rows.tolist(), perhaps, strict=True))
+    return geometry
+
+
+@dataclass
+class Visibility:
+    """What rlnTomoVisibleFrames says, and what is wrong with it.
+
+    Attributes
+    ----------
+    flags : list of ndarray, shape (n_frames,), bool, or None
+        By row; None where the value is lost or no vector of 0 and 1.
+    damaged : list of int
+        Rows whose value cannot stay.
+    """
+
+    flags: list[Flags | None]
+    damaged: list[int]
+
+    def blank_slices(self, results: Results, row: int) -> Flags | None:
+        """Return which slices of a particle come from frames whose CTF is zero everywhere."""
+        flags, tomograms, particles = self.flags[row], results.tomogram_set, results.particle_set
+        if flags is None or tomograms is None or particles is None or particles.tomogram[row] < 0:
+            return None
+        scale = tomograms.tomograms[particles.tomogram[row]].ctf_scale
+        return scale[flags] == 0 if len(scale) == len(flags) and (scale == 0).any() else None
+
+
+def check_visibility(
+    results: Results, slices: list[int | None], geometry: Geometry, findings: Findings
+) -> Visibility:
+    """Check rlnTomoVisibleFrames of 2D stacks.
+
+    Parameters
+    ----------
+    results : Results
+    slices : list of int or None
+        Images in each particle's stack; None where it cannot be read.
+    geometry : Geometry
+    findings : Findings
+        Gets `result-visible`, `result-frames`, `result-slices` and `result-geometry`.
+    """
+    column = results.particles.columns.get(labels.VISIBLE_FRAMES)
+    if column is None:
+        n_rows = results.particles.n_rows
+        _report(results, findings, "result-visible", range(n_rows), "column missing")
+        return Visibility([None] * n_rows, list(range(n_rows)))
+    flags = [parse_flags(text) for text in column]
+    lost = [row for row, values in enumerate(flags) if values is None]
+    shown = list_first((repr(column[row][:40]) for row in lost), _SHOWN)
+    _report(results, findings, "result-visible", lost, shown)
+    wrong = {
+        "result-frames": _find_wrong_lengths(results, flags),
+        "result-slices": {
+            row: f"{n} images for {values.sum()} visible frames"
+            for row, (values, n) in enumerate(zip(flags, slices, strict=True))
+            if values is not None and n is not None and values.sum() != n
+        },
+        "result-geometry": _find_misplaced(results, flags, geometry),
+    }
+    for code, rows in wrong.items():
+        _report(results, findings, code, rows, list_first(rows.values(), _SHOWN))
+    # a table that another program changed may hold other coordinates on purpose
+    serious = [*lost, *wrong["result-frames"], *wrong["result-slices"]]
+    if results.request.is_own_table:
+        serious += wrong["result-geometry"]
+    return Visibility(flags, sorted(set(serious)))
+
+
+def parse_flags(text: str) -> Flags | None:
+    """Return the flags of `[1,0,1]`; None where it is anything else."""
+    words = text[1:-1].split(",") if text.startswith("[") and text.endswith("]") else [""]
+    return np.array([word == "1" for word in words]) if set(words) <= {"0", "1"} else None
+
+
+_WHAT = {
+    "result-visible": f"{labels.VISIBLE_FRAMES} lost or damaged",
+    "result-frames": f"{labels.VISIBLE_FRAMES} of another length than the tilt series",
+    "result-slices": f"{labels.VISIBLE_FRAMES} does not fit the image file",
+    "result-geometry": f"{labels.VISIBLE_FRAMES} is not what the geometry gives",
+}
+
+
+def _report(
+    results: Results, findings: Findings, code: str, rows: range | list[int] | dict, found: str
+) -> None:
+    if not rows:
+        return
+    is_warning = code == "result-geometry" and not results.request.is_own_table
+    add = findings.warning if is_warning else findings.error
+    add(
+        code,
+        _WHAT[code],
+        file=results.table.path,
+        table=results.particles.name,
+        row=list_first(row + 1 for row in rows),
+        particle=list_first((results.names[row] for row in rows), _SHOWN),
+        found=found,
+    )
+
+
+def _find_wrong_lengths(results: Results, flags: list[Flags | None]) -> dict[int, str]:
+    tomograms, particles = results.tomogram_set, results.particle_set
+    if tomograms is None or particles is None:
+        return {}
+    n_frames = [t.n_frames for t in tomograms.tomograms]
+    return {
+        row: f"{len(values)} flags for {n_frames[place]} frames"
+        for row, (values, place) in enumerate(zip(flags, particles.tomogram, strict=True))
+        if values is not None and place >= 0 and 0 < n_frames[place] != len(values)
+    }
+
+
+def _find_misplaced(
+    results: Results, flags: list[Flags | None], geometry: Geometry
+) -> dict[int, str]:
+    """Return rows with a visible frame that cannot be, or without one that has to be."""
+    knows_dose = results.is_recorded or results.request.max_dose is not None
+    wrong = {}
+    for row, surely in geometry.surely.items():
+        values, perhaps = flags[row], geometry.perhaps[row]
+        if values is None or len(values) != len(surely):
+            continue
+        bad = values & ~perhaps
+        if knows_dose:
+            bad |= surely & ~values
+        if bad.any():
+            wrong[row] = f"frames {list_first(np.flatnonzero(bad) + 1, _SHOWN)}"
+    return wrong
+
+
+def write_repaired(
+    results: Results,
+    slices: list[int | None],
+    geometry: Geometry,
+    visibility: Visibility,
+    findings: Findings,
+) -> str | None:
+    """Write particles_repaired.star, with damaged rlnTomoVisibleFrames computed anew.
+
+    Parameters
+    ----------
+    results, slices, geometry
+        As for `check_visibility`, and its result.
+    visibility : Visibility
+    findings : Findings
+        Gets `result-repair` for particles whose flags cannot be told, or do not fit their images.
+
+    Returns
+    -------
+    str or None
+        The file; None where nothing could be written.
+
+    Raises
+    ------
+    InputError
+        Where the table to be repaired is itself particles_repaired.star.
+    OutputError
+        Where the file cannot be written.
+    """
+    path = os.path.join(results.request.directory, REPAIRED)
+    if os.path.abspath(path) == os.path.abspath(results.table.path):
+        raise InputError(f"{path} is not repaired in place: give the table it was made from")
+    flags = list(visibility.flags)
+    hopeless = []
+    for row in visibility.damaged:
+        flags[row] = _recompute(row, slices[row], geometry)
+        if flags[row] is None:
+            hopeless.append(row)
+    if hopeless:
+        findings.error(
+            "result-repair",
+            f"{len(hopeless)} particles without visible frames that fit their images",
+            file=results.table.path,
+            row=list_first(row + 1 for row in hopeless),
+            particle=list_first((results.names[row] for row in hopeless), _SHOWN),
+        )
+        return None
+    star = read_star(results.table.path, findings)
+    if star is None:
+        return None
+    column = text_column([vector_text(values) for values in flags if values is not None])
+    repaired = {**results.particles.columns, labels.VISIBLE_FRAMES: column}
+    tables = [
+        StarTable(t.name, repaired if t.name == results.particles.name else t.columns, t.is_list)
+        for t in star.tables.values()
+    ]
+    write_star(path, tables)
+    return path
+
+
+def _recompute(row: int, n_slices: int | None, geometry: Geometry) -> Flags | None:
+    """Return the flags of the geometry whose count is that of the slices."""
+    for flags in (geometry.surely.get(row), geometry.perhaps.get(row)):
+        if flags is not None and n_slices is not None and flags.sum() == n_slices:
+            return flags
+    return None
+
+
+def count_slices(results: Results, known: dict[str, MrcFile | InputError]) -> list[int | None]:
+    """Return how many images each particle's stack holds; None where it cannot be read."""
+    items = (known[path] for path in results.images)
+    return [item.header.nz if isinstance(item, MrcFile) else None for item in items]

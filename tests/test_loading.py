@@ -1,0 +1,170 @@
+"""Tilt images that are read in full, or made smaller first: `--preload` and `--prebin`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from project_copy import ProjectCopy
+from test_run import (
+    BOX_2D,
+    INPUT,
+    add_particles,
+    change_frames,
+    read_images,
+    read_summary,
+    run,
+    start_in,
+    written,
+)
+
+from relion_pseudosubtomo.core.prebin import MARGIN, ImageBinner, prebinned_axis
+
+BIN_4 = ["--b", "32", "--crop", "24", "--bin", "4"]
+#: With so many particles in a tomogram prebinning pays for windows of 128 pixels.
+MANY = 60
+USED = "Prebinning by 2: 2 tomograms"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectCopy:
+    """Return a copy of a plain case's input; start in it."""
+    return start_in(tmp_path, "basic_2d", monkeypatch)
+
+
+def relative_rms(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
+    """Return the root mean square difference in standard deviations of the expected images."""
+    assert sorted(found) == sorted(expected)
+    assert expected
+    difference = np.concatenate([(found[name] - expected[name]).ravel() for name in expected])
+    values = np.concatenate([image.ravel() for image in expected.values()])
+    return float(np.sqrt(np.mean(np.square(difference, dtype=np.float64))) / values.std())
+
+
+@pytest.mark.parametrize("kind", [["--stack2d"], ["--no_comb"]])
+def test_prebinned_images_hardly_differ(
+    kind: list[str], project: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Used where particles are many: not the same numbers, and close to the exact ones."""
+    add_particles(project, MANY)
+    assert run(*BIN_4, *kind) == 0
+    assert run(*BIN_4, *kind, "--prebin", output="prebinned/", threads=1) == 0
+    assert USED in "".join(capsys.readouterr())
+    assert run(*BIN_4, *kind, "--prebin", output="threads/", threads=2) == 0
+    exact, prebinned = read_images(project.path / "out"), read_images(project.path / "prebinned")
+    assert 0 < relative_rms(prebinned, exact) < 0.02
+    images = (".mrc", ".mrcs")
+    assert written(Path("threads"), *images) == written(Path("prebinned"), *images)
+
+
+def test_prebin_is_left_out_where_it_does_not_pay(
+    project: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Few particles: exact, and said so."""
+    assert run(*BIN_4) == 0
+    assert run(*BIN_4, "--prebin", output="prebinned/") == 0
+    assert "exact, as too few particles would gain: 2 tomograms" in "".join(capsys.readouterr())
+    assert written(Path("prebinned"), ".mrc") == written(Path("out"), ".mrc")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--b", "32", "--crop", "24", "--bin", "3"],
+        ["--b", "34", "--crop", "24", "--bin", "4.5"],
+        [*BIN_4, "--circle_precrop"],
+    ],
+)
+def test_prebin_is_left_out_where_it_cannot_be_exact(
+    words: list[str], project: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No whole factor, or a step on the unbinned window: exact, with a warning."""
+    add_particles(project, MANY)
+    assert run(*words) == 0
+    assert run(*words, "--prebin", output="prebinned/") == 0
+    assert "--prebin is not used" in "".join(capsys.readouterr())
+    assert written(Path("prebinned"), ".mrc") == written(Path("out"), ".mrc")
+
+
+def test_bad_pixels_keep_a_tomogram_exact(
+    project: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A NaN would spread over the whole prebinned image."""
+    add_particles(project, MANY)
+
+    def spoil(name: str, image: np.ndarray) -> np.ndarray:
+        if name.startswith("TS_01"):
+            image[0, 0] = np.nan
+        return image
+
+    change_frames(project, spoil)
+    assert run(*BIN_4) == 0
+    assert run(*BIN_4, "--prebin", output="prebinned/") == 0
+    assert "TS_01: pixels are NaN or infinite, so --prebin is not used for it" in "".join(
+        capsys.readouterr()
+    )
+    exact, found = written(Path("out"), ".mrc"), written(Path("prebinned"), ".mrc")
+    spoiled = [name for name in exact if "TS_01" in name]
+    assert spoiled
+    assert [found[name] for name in spoiled] == [exact[name] for name in spoiled]
+    assert found != exact
+
+
+@pytest.mark.parametrize(
+    "case", ["basic_2d", "int16_stack", "float16_images_in_stack", "max_dose_min_frames"]
+)
+def test_preloaded_images_give_the_same_bytes(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stacks and single images, of any type, whitened too."""
+    start_in(tmp_path, case, monkeypatch)
+    for words in (BOX_2D, [*BOX_2D, "--whiten", "--max_dose", "60"]):
+        assert run(*words, "--overwrite") == 0
+        assert run(*words, "--overwrite", "--preload", output="preloaded/") == 0
+        assert written(Path("preloaded"), ".mrcs") == written(Path("out"), ".mrcs")
+        assert written(Path("out"), ".mrcs")
+
+
+def test_preloaded_images_may_be_prebinned(project: ProjectCopy) -> None:
+    """Both together give what prebinning gives."""
+    add_particles(project, MANY)
+    assert run(*BIN_4, "--prebin") == 0
+    assert run(*BIN_4, "--prebin", "--preload", output="preloaded/") == 0
+    assert written(Path("preloaded"), ".mrc") == written(Path("out"), ".mrc")
+
+
+def test_private_memory_stays_below_what_the_plan_says(project: ProjectCopy) -> None:
+    """In a process of its own, for larger boxes: the measured figure is below, and not far."""
+    command = [sys.executable, "-m", "relion_pseudosubtomo", *INPUT, "--o", "out/", "--j", "2"]
+    command += ["--b", "1024", "--crop", "48", "--bin", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    (stated,) = re.findall(r"Private memory: about (\S+) GB", done.stdout)
+    (measured,) = read_summary(Path("out"))["private_memory"].values()
+    assert 0.5 * float(stated) < measured / 1e9 < float(stated)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_a_binned_image_has_the_waves_of_the_image(factor: int) -> None:
+    """Pixel i of the small image is the value at pixel q i - margin of the image."""
+    width, height = 331, 290
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+
+    def wave(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        # constant at the edges, where the image is continued by its last pixel
+        bump = np.exp(-((x - 160.0) ** 2 + (y - 140.0) ** 2) / (2 * 30.0**2))
+        return 5 + bump * np.cos(2 * np.pi * (0.07 * x + 0.05 * y))
+
+    image = wave(x, y).astype(np.float32)
+    small = ImageBinner((width, height), factor).bin(image.view(np.uint8), 2)
+    assert small is not None
+    (nx, before_x), (ny, before_y) = (prebinned_axis(size, factor) for size in (width, height))
+    assert small.shape == (ny, nx)
+    assert min(before_x, before_y) >= factor * (MARGIN - 1)
+    assert before_x % factor == before_y % factor == 0
+    rows, columns = np.mgrid[:ny, :nx].astype(np.float64)
+    expected = wave(factor * columns - before_x, factor * rows - before_y)
+    np.testing.assert_allclose(small, expected, rtol=0, atol=1e-4)

@@ -1,0 +1,641 @@
+"""The command `verify`: clean directories pass, planted damage is found by its code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mrcfile.dtypes import HEADER_DTYPE
+from project_copy import REFERENCE, ProjectCopy
+
+from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.cli import main
+from relion_pseudosubtomo.findings import ADVICE, Findings
+from relion_pseudosubtomo.io.star import StarTable, read_star, write_star
+from relion_pseudosubtomo.model.particle_set import Columns
+from relion_pseudosubtomo.verification.visibility import parse_flags
+
+INPUT = ["--p", "particles.star", "--t", "tomograms.star", "--o", "out", "--j", "1"]
+BOX = ["--b", "64", "--crop", "32", "--bin", "2"]
+STACK, VOLUME = "out/Subtomograms/TS_01/1_stack2d.mrcs", "out/Subtomograms/TS_01/1_data.mrc"
+WEIGHTS = "out/Subtomograms/TS_01/1_weights.mrc"
+RECORD = "out/.completed/TS_01/0-2.json"
+#: RELION's runs with --sum write STAR files that name images that do not exist.
+INCOMPLETE = ("sum", "sum_cone")
+CASES = sorted(path.name for path in REFERENCE.iterdir() if (path / "relion").exists())
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ProjectCopy]:
+    """Return a function that copies a reference case's input and starts in it."""
+
+    def copy(case: str = "basic_2d") -> ProjectCopy:
+        made = ProjectCopy(tmp_path, case)
+        monkeypatch.chdir(made.path)
+        return made
+
+    return copy
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return projects with results in out/, 2D and 3D; do not write."""
+    folders = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, words in (("2d", ["--stack2d"]), ("3d", ["--ctf"])):
+            case = ProjectCopy(tmp_path_factory.mktemp(kind), "basic_2d")
+            patch.chdir(case.path)
+            assert main([*INPUT, *BOX, *words]) == 0
+            folders[kind] = case.path.parent
+    return folders
+
+
+@pytest.fixture
+def spoilt(
+    finished: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], None]:
+    """Return a function that copies a finished project, with its times, and starts in it."""
+
+    def copy(kind: str) -> None:
+        target = tmp_path / kind
+        shutil.copytree(finished[kind], target, symlinks=True)
+        monkeypatch.chdir(target / "case")
+
+    return copy
+
+
+def verify(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, str]]:
+    """Verify out/; return the exit status and the lines of each code."""
+    capsys.readouterr()
+    status = main(["verify", "out", *words])
+    output = capsys.readouterr()
+    assert not output.err
+    found: dict[str, str] = {}
+    for line in output.out.splitlines():
+        if match := re.match(r"(?:error|warning) \[(.*?)\]", line):
+            found[match[1]] = f"{found.get(match[1], '')}{line}\n"
+    return status, found
+
+
+# Clean directories
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("basic_2d", ["--stack2d"]),
+        ("basic_2d", ["--stack2d", "--float16", "--max_dose", "10"]),
+        ("basic_2d", ["--float16", "--ctf", "--multi", "--div", "--nrm"]),
+        ("basic_2d", ["--no_comb", "--no_ctf"]),
+        ("basic_2d", ["--stack2d", "--exact_centre", "--bin", "1.7"]),
+        ("basic_2d", ["--stack2d", "--dont_apply_offsets", "--no_circle_crop"]),
+        ("poses_offsets_2d", ["--stack2d"]),
+        ("poses_offsets_3d", ["--apply_orientations"]),
+        ("poses_dont_apply_offsets", ["--stack2d", "--dont_apply_offsets"]),
+        ("trajectories_2d_drop", ["--stack2d", "--mot", "motion.star", "--min_frames", "5"]),
+        ("rotated_trajectories", ["--mot", "motion.star"]),
+        ("legacy_relion4_2d", ["--stack2d"]),
+        ("names_without_slash", ["--stack2d"]),
+        ("deform_spline", ["--stack2d", "--min_frames", "4"]),
+        ("odd_sizes_2d", ["--stack2d", "--exact_centre"]),
+        ("real_subtomo", ["--real_subtomo"]),
+        ("sum", ["--sum"]),
+    ],
+)
+def test_clean_runs_pass(
+    project: Callable[[str], ProjectCopy],
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+    words: list[str],
+) -> None:
+    """2D and 3D, half precision, dropped particles, trajectories, every layout."""
+    project(case)
+    assert main([*INPUT, *BOX, *words]) == 0
+    assert verify(capsys, "--deep") == (0, {})
+
+
+def test_run_from_an_optimisation_set(
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Direct entries or not makes no difference."""
+    case = project("rotated_trajectories")
+    (case.path / "o.star").write_text(
+        "data_\n_rlnTomoParticlesFile particles.star\n_rlnTomoTomogramsFile tomograms.star\n"
+        "_rlnTomoTrajectoriesFile motion.star\n"
+    )
+    assert main(["--i", "o.star", "--o", "out/", "--j", "1", *BOX, "--stack2d"]) == 0
+    assert verify(capsys, "--deep") == (0, {})
+
+
+def test_continued_run(
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One tomogram first, then the others."""
+    project("basic_2d")
+    words = [*INPUT, *BOX, "--stack2d"]
+    assert main([*words, "--only_tomogram", "TS_03"]) == 0
+    assert verify(capsys, "--deep") == (0, {})
+    assert main([*words, "--only_do_unfinished"]) == 0
+    assert verify(capsys, "--deep") == (0, {})
+    # a table of one tomogram beside the results of both
+    assert main([*words, "--only_do_unfinished", "--only_tomogram", "TS_03"]) == 0
+    status, found = verify(capsys)
+    assert (status, list(found)) == (0, ["result-orphan"])
+    assert "tomograms that are not in the table" in found["result-orphan"]
+
+
+def test_tilt_images_are_not_needed(
+    spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They may be archived by then."""
+    spoilt("2d")
+    Path("../frames").unlink()
+    assert verify(capsys, "--deep") == (0, {})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_output_of_relion(
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    """Its own directories pass where they are whole; its MRC files are not as the standard says."""
+    path = project(case).path
+    (path / "relion").symlink_to(REFERENCE / case / "relion")
+    status = main(["verify", "relion", "--deep"])
+    output = capsys.readouterr().out
+    codes = re.findall(r"^(\w+ \[.*?\])", output, re.MULTILINE)
+    if case in INCOMPLETE:
+        assert (status, codes) == (1, ["error [result-missing]"])
+    else:
+        assert (status, codes) == (0, ["warning [result-format]"]), output
+
+
+# Damage
+
+
+def change_header(path: str, **values: object) -> None:
+    """Change fields of an MRC header; the file seems untouched since."""
+    status = os.stat(path)
+    with open(path, "r+b") as file:
+        header = np.frombuffer(file.read(1024), HEADER_DTYPE).copy()
+        for name, value in values.items():
+            header[name] = value
+        file.seek(0)
+        file.write(header.tobytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def change_values(path: str, change: Callable[[np.ndarray], None]) -> None:
+    """Change the values of a float32 MRC file; the file seems untouched since."""
+    status = os.stat(path)
+    with open(path, "r+b") as file:
+        header = np.frombuffer(file.read(1024), HEADER_DTYPE)[0]
+        values = np.frombuffer(file.read(), np.float32)
+        values = values.reshape(header["nz"], header["ny"], header["nx"]).copy()
+        change(values)
+        file.seek(1024)
+        file.write(values.tobytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def change_table(
+    name: str, change: Callable[[Columns], None], path: str = "out/particles.star", to: str = ""
+) -> None:
+    """Change the columns of a table of a STAR file."""
+    star = read_star(path, Findings())
+    assert star is not None
+    tables = dict(star.tables)
+    columns = dict(tables[name].columns)
+    change(columns)
+    tables[name] = StarTable(name, columns, tables[name].is_list)
+    write_star(to or path, tables.values())
+
+
+def set_value(label: str, row: int, text: str) -> Callable[[Columns], None]:
+    """Return a change of one value."""
+
+    def change(columns: Columns) -> None:
+        columns[label] = columns[label].copy()
+        columns[label][row] = text
+
+    return change
+
+
+def drop(label: str) -> Callable[[Columns], None]:
+    """Return a change that takes a column away."""
+
+    def change(columns: Columns) -> None:
+        del columns[label]
+
+    return change
+
+
+def swap_rows(label: str, a: int, b: int) -> Callable[[Columns], None]:
+    """Return a change that swaps two values of a column."""
+
+    def change(columns: Columns) -> None:
+        columns[label] = columns[label].copy()
+        columns[label][[a, b]] = columns[label][[b, a]]
+
+    return change
+
+
+def move_flag(columns: Columns) -> None:
+    """Give a particle visible frames of the same number elsewhere."""
+    flags = list(columns[labels.VISIBLE_FRAMES][3].strip("[]").split(","))
+    first, last = flags.index("1"), len(flags) - 1 - flags[::-1].index("0")
+    flags[first], flags[last] = "0", "1"
+    set_value(labels.VISIBLE_FRAMES, 3, f"[{','.join(flags)}]")(columns)
+
+
+def add_flag(columns: Columns) -> None:
+    """Lengthen a vector by a frame that is not visible."""
+    text = columns[labels.VISIBLE_FRAMES][0]
+    set_value(labels.VISIBLE_FRAMES, 0, f"{text[:-1]},0]")(columns)
+
+
+def fewer_slices() -> None:
+    """Take the last image of a stack away."""
+    with open(STACK, "r+b") as file:
+        file.truncate(os.path.getsize(STACK) - 4 * 32 * 32)
+    change_header(STACK, nz=6)
+
+
+def truncate() -> None:
+    """Cut a file short."""
+    os.truncate(STACK, 3000)
+
+
+def write_text(path: str, text: str) -> Callable[[], None]:
+    """Return a function that writes a file."""
+
+    def write() -> None:
+        Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(text)
+
+    return write
+
+
+def in_table(name: str, change: Callable[[Columns], None], **more: str) -> Callable[[], None]:
+    """Return a function that changes a table."""
+    return lambda: change_table(name, change, **more)
+
+
+def header(path: str, **values: object) -> Callable[[], None]:
+    """Return a function that changes a header."""
+    return lambda: change_header(path, **values)
+
+
+def values(path: str, change: Callable[[np.ndarray], None]) -> Callable[[], None]:
+    """Return a function that changes values."""
+    return lambda: change_values(path, change)
+
+
+def put(value: float, *place: int | slice) -> Callable[[np.ndarray], None]:
+    """Return a function that sets values of an array."""
+    return lambda array: array.__setitem__(place, value)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Planted damage, the code that has to be found, and words of its line."""
+
+    code: str
+    kind: str
+    plant: Callable[[], object]
+    words: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    status: int = 1
+
+
+DEEP = ("--deep",)
+FLAGS = labels.VISIBLE_FRAMES
+DAMAGES = [
+    Damage("result-missing", "2d", lambda: Path(STACK).unlink(), (STACK, "row 1,", "TS_01/1")),
+    Damage("result-missing", "3d", lambda: Path(WEIGHTS).unlink(), (WEIGHTS,)),
+    Damage(
+        "result-missing",
+        "3d",
+        lambda: Path(WEIGHTS.replace("weights", "CTF2")).unlink(),
+        ("1_CTF2.mrc",),
+    ),
+    Damage("result-unreadable", "2d", truncate, ("truncated", "found 3000")),
+    Damage("result-unreadable", "2d", header(STACK, mode=4), ("MRC mode",)),
+    Damage("result-unreadable", "2d", write_text(STACK, ""), ("no MRC file",)),
+    Damage("result-format", "2d", header(STACK, nversion=0), ("version 0",)),
+    Damage("result-format", "2d", header(STACK, ispg=1), ("mz 1 for ispg 1",)),
+    Damage("result-format", "3d", header(VOLUME, map=b"MOP "), ("no 'MAP '",)),
+    Damage("result-mode", "2d", header(STACK, mode=12), also=("result-format",)),
+    Damage(
+        "result-size", "3d", header(VOLUME, nz=16, mz=16), ("32 x 32 x 16",), (), ("result-format",)
+    ),
+    Damage("result-size", "2d", header(STACK, nx=16, ny=64), ("16 x 64 x 7",)),
+    Damage("result-pixel-size", "2d", header(STACK, cella=(32.0, 32.0, 1.0)), ("5.4",)),
+    Damage("result-pixel-size", "3d", header(WEIGHTS, cella=(9.0, 32.0, 64.0)), ("0.185",)),
+    Damage("result-slices", "2d", fewer_slices, ("6 images for 7",), (), ("result-changed",)),
+    Damage(
+        "result-slices",
+        "2d",
+        in_table("particles", swap_rows(FLAGS, 0, 3)),
+        (),
+        (),
+        ("result-geometry",),
+    ),
+    Damage("result-visible", "2d", in_table("particles", drop(FLAGS)), ("lost",)),
+    Damage("result-visible", "2d", in_table("particles", set_value(FLAGS, 1, "nan")), ("'nan'",)),
+    Damage("result-visible", "2d", in_table("particles", set_value(FLAGS, 1, "[1.0,0.0]"))),
+    Damage("result-frames", "2d", in_table("particles", add_flag), ("8 flags for 7 frames",)),
+    Damage("result-geometry", "2d", in_table("particles", move_flag), ("row 4", "frames")),
+    Damage(
+        "optics-disagree",
+        "2d",
+        in_table("optics", set_value(labels.VOLTAGE, 0, "299.9")),
+        ("expected 300", "299.9"),
+    ),
+    Damage(
+        "result-pixel-size", "2d", in_table("optics", set_value(labels.IMAGE_PIXEL_SIZE, 0, "5.5"))
+    ),
+    Damage(
+        "result-size", "2d", in_table("optics", set_value(labels.IMAGE_SIZE, 1, "48")), ("row 3",)
+    ),
+    Damage("missing-table", "2d", in_table("optics", dict.clear), ("no optics",)),
+    Damage("result-record", "2d", lambda: Path(RECORD).unlink(), ("without a completion record",)),
+    Damage("result-record", "2d", write_text(RECORD, "{"), ("1 completion records damaged",)),
+    Damage("result-record", "2d", write_text("out/.completed/job.json", "{"), ("not readable",)),
+    Damage("result-changed", "2d", lambda: os.utime(STACK), ("newer",), status=0),
+    Damage(
+        "result-orphan", "2d", write_text("out/Subtomograms/TS_01/9_stack2d.mrcs", ""), ("9_st",)
+    ),
+    Damage("result-orphan", "3d", write_text("out/Subtomograms/new/.1_data.mrc.tmp-1-2", "")),
+    Damage(
+        "result-orphan",
+        "2d",
+        in_table("particles", lambda c: c.update({k: v[1:] for k, v in c.items()})),
+        (STACK,),
+    ),
+    Damage(
+        "result-shared",
+        "2d",
+        in_table("particles", set_value(labels.IMAGE_NAME, 1, STACK)),
+        (STACK,),
+        also=("result-name", "result-orphan"),
+    ),
+    Damage(
+        "result-name",
+        "2d",
+        in_table("particles", swap_rows(labels.IMAGE_NAME, 0, 1)),
+        ("row 1, 2",),
+    ),
+    Damage(
+        "result-table",
+        "2d",
+        in_table("general", set_value(labels.ARE_2D_STACKS, 0, "0")),
+        ("expected 1, as extracted",),
+        also=("result-size",),
+    ),
+    Damage(
+        "result-table",
+        "2d",
+        in_table(
+            "", set_value(labels.PARTICLES_FILE, 0, "a.star"), path="out/optimisation_set.star"
+        ),
+        ("expected out/particles.star, found a.star",),
+    ),
+    Damage("missing-file", "2d", lambda: Path("out/particles.star").unlink()),
+    Damage(
+        "missing-file",
+        "2d",
+        lambda: Path("out/optimisation_set.star").unlink(),
+        also=("missing-input",),
+    ),
+    Damage("missing-column", "2d", in_table("particles", drop(labels.IMAGE_NAME))),
+    Damage(
+        "unknown-tomogram",
+        "2d",
+        in_table("particles", set_value(labels.TOMO_NAME, 0, "TS_99")),
+        ("TS_99",),
+        also=("result-orphan",),
+    ),
+    Damage(
+        "duplicate-particle",
+        "2d",
+        in_table("particles", set_value(labels.PARTICLE_NAME, 1, "TS_01/1")),
+        (),
+        (),
+        ("result-name",),
+    ),
+    Damage("result-not-finite", "2d", values(STACK, put(np.nan, 3, 4, 5)), (STACK,), DEEP),
+    Damage("result-not-finite", "3d", values(WEIGHTS, put(np.inf, 3, 4, 5)), (WEIGHTS,), DEEP),
+    Damage("result-constant", "2d", values(STACK, put(0, 2)), ("slices 3",), DEEP),
+    Damage("result-constant", "3d", values(VOLUME, put(1, slice(None))), (VOLUME,), DEEP),
+    Damage("result-negative", "3d", values(WEIGHTS, put(-1e-3, 40, 1, 1)), (WEIGHTS,), DEEP),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.code)
+def test_damage_is_found(
+    damage: Damage, spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its own code, and without other findings than what follows from it."""
+    spoilt(damage.kind)
+    damage.plant()
+    status, found = verify(capsys, *damage.arguments)
+    assert status == damage.status
+    assert damage.code in found, found
+    assert all(word in found[damage.code] for word in damage.words), found[damage.code]
+    assert set(found) - {damage.code} <= {*damage.also, "result-repair"}
+
+
+@pytest.mark.parametrize("damage", [d for d in DAMAGES if d.arguments], ids=lambda d: d.code)
+def test_values_are_read_with_deep_only(
+    damage: Damage, spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a large directory would take hours."""
+    spoilt(damage.kind)
+    damage.plant()
+    assert verify(capsys) == (0, {})
+
+
+def test_every_code_of_results_is_planted() -> None:
+    """None is there without a test."""
+    codes = {code for code in ADVICE if code.startswith("result-")}
+    planted = {damage.code for damage in DAMAGES}
+    assert codes - planted == {"result-repair"}
+    assert len(planted) >= 12
+
+
+def test_directory_that_is_none(
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 1, no traceback."""
+    project("basic_2d")
+    assert verify(capsys)[0] == 1
+    assert main(["verify"]) == 2
+
+
+def test_blank_images_of_tilts_without_contrast(
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where rlnCtfScalefactor is 0 nothing is what there should be."""
+    case = project("basic_2d")
+    case.replace("tilt_series/TS_01.star", "_rlnTomoXTilt #4", "_rlnCtfScalefactor #4")
+    for row in range(7):
+        value = "0" if row == 3 else "1"
+        case.set_value("tilt_series/TS_01.star", "rlnCtfScalefactor", row, value)
+    assert main([*INPUT, *BOX, "--stack2d"]) == 0
+    change_values(STACK, put(0, 3))
+    assert verify(capsys, "--deep") == (0, {})
+    change_values(STACK, put(0, 2))
+    assert list(verify(capsys, "--deep")[1]) == ["result-constant"]
+
+
+# Tables of other programs
+
+
+def drop_columns(columns: Columns) -> None:
+    """Leave what a program that knows little keeps, in another order, and fewer rows."""
+    kept = (labels.IMAGE_NAME, labels.VISIBLE_FRAMES, labels.OPTICS_GROUP, labels.TOMO_NAME)
+    rest = {k: columns[k][::-1][:3] for k in (*kept, *labels.CENTERED_COORDINATE_XYZ)}
+    columns.clear()
+    columns.update(rest)
+
+
+def test_table_of_another_program(
+    spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Columns and rows dropped, another order: what is left is right, and files are no orphans."""
+    spoilt("2d")
+    change_table("particles", drop_columns, to="selected.star")
+    assert verify(capsys, "--particles", "selected.star", "--deep") == (0, {})
+    change_table("particles", swap_rows(FLAGS, 0, 2), path="selected.star")
+    status, found = verify(capsys, "--particles", "selected.star")
+    assert status == 1
+    assert "result-slices" in found
+
+
+def test_refined_positions_do_not_matter(
+    spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Offsets written by a refinement come after the extraction."""
+    spoilt("2d")
+    change = set_value("rlnOriginXAngst", 0, "400.0")
+    change_table("particles", change, to="refined.star")
+    assert verify(capsys, "--particles", "refined.star") == (0, {})
+
+
+# Repair
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        drop(FLAGS),
+        set_value(FLAGS, 1, "None"),
+        set_value(FLAGS, 2, "[1,1]"),
+        swap_rows(FLAGS, 0, 3),
+        move_flag,
+    ],
+)
+def test_repair(
+    plant: Callable[[Columns], None],
+    spoilt: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The flags come back; the damaged table stays, and all else in the new one is as it was."""
+    spoilt("2d")
+    original = Path("out/particles.star").read_text()
+    change_table("particles", plant)
+    damaged = Path("out/particles.star").read_text()
+    assert damaged != original
+    assert verify(capsys)[0] == 1
+    assert not Path("out/particles_repaired.star").exists()
+    status, found = verify(capsys, "--repair")
+    assert status == 0
+    assert found
+    assert Path("out/particles.star").read_text() == damaged
+    repaired = read_star("out/particles_repaired.star", Findings())
+    expected = {table.name: table.columns for table in parse(original).values()}
+    assert repaired is not None
+    for name, table in repaired.tables.items():
+        assert {k: list(v) for k, v in table.columns.items()} == {
+            k: list(v) for k, v in expected[name].items()
+        }
+    assert verify(capsys, "--particles", "out/particles_repaired.star") == (0, {})
+
+
+def parse(text: str) -> dict[str, StarTable]:
+    """Return the tables of a text."""
+    Path("text.star").write_text(text)
+    star = read_star("text.star", Findings())
+    assert star is not None
+    return star.tables
+
+
+@pytest.mark.parametrize("max_dose", [-1.0, 10.0])
+def test_repair_of_relions_own(
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str], max_dose: float
+) -> None:
+    """Without completion records the dose limit has to be given, else the counts do not fit."""
+    case = project("max_dose_min_frames")
+    options = json.loads((case.path / "case.json").read_text())["options"]
+    limit = options[options.index("--max_dose") + 1]
+    assert "--stack2d" in options
+    shutil.copytree(REFERENCE / "max_dose_min_frames" / "relion", "relion")
+    original = parse(Path("relion/particles.star").read_text())["particles"].columns[FLAGS]
+    change_table("particles", drop(FLAGS), path="relion/particles.star")
+    capsys.readouterr()
+    given = [] if max_dose < 0 else ["--max_dose", limit]
+    status = main(["verify", "relion", "--repair", *given])
+    output = capsys.readouterr().out
+    if not given:
+        assert status == 1
+        assert "error [result-repair]" in output
+        assert not Path("relion/particles_repaired.star").exists()
+        return
+    assert status == 0, output
+    repaired = parse(Path("relion/particles_repaired.star").read_text())["particles"]
+    assert list(repaired.columns[FLAGS]) == list(original)
+
+
+def test_repair_of_what_has_no_images(
+    spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is written where the count cannot be checked."""
+    spoilt("2d")
+    change_table("particles", drop(FLAGS))
+    Path(STACK).unlink()
+    status, found = verify(capsys, "--repair")
+    assert status == 1
+    assert "1 particles without visible frames" in found["result-repair"]
+    assert not Path("out/particles_repaired.star").exists()
+
+
+def test_repair_is_never_in_place(
+    spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A repaired table that is damaged again is not written over."""
+    spoilt("2d")
+    path = "out/particles_repaired.star"
+    change_table("particles", drop(FLAGS), to=path)
+    before = Path(path).read_text()
+    assert main(["verify", "out", "--particles", path, "--repair"]) == 1
+    assert "not repaired in place" in capsys.readouterr().err
+    assert Path(path).read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "flags"),
+    [("[1,0]", [True, False]), ("[1]", [True]), ("[]", None), ("1,0", None), ("[1, 0]", None),
+     ("[2]", None), ("", None), ("[1,0", None)],
+)  # fmt: skip
+def test_flags(text: str, flags: list[bool] | None) -> None:
+    """0 and 1 between brackets, without spaces: what RELION reads."""
+    found = parse_flags(text)
+    assert (None if found is None else found.tolist()) == flags
