@@ -1,0 +1,49 @@
+"""Importing the package does nothing but import: no file, no process, no transform is planned."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+#: Imports every module under an audit hook and prints what it caught.
+IMPORT_ALL = """
+import importlib, os, pkgutil, sys
+import pyfftw
+caught = []
+pyfftw.FFTW = lambda *arguments, **options: caught.append("a transform is planned")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING:
+        caught.append(f"{arguments[0]} is written")
+    elif event in ("os.mkdir", "os.rename", "subprocess.Popen", "os.posix_spawn", "os.fork"):
+        caught.append(f"{event} {arguments}")
+if "--plant" in sys.argv:
+    sys.addaudithook(watch)
+    open(os.devnull, "w").close()
+import relion_pseudosubtomo
+sys.addaudithook(watch)
+names = [m.name for m in pkgutil.walk_packages(relion_pseudosubtomo.__path__, "relion_pseudosubtomo.")]
+names = [name for name in names if not name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+print(len(names), *sorted(set(caught)), sep="\\n")
+"""  # noqa: E501
+
+
+def import_all(*words: str) -> list[str]:
+    """Return the number of modules, and what was caught while they were imported."""
+    command = [sys.executable, "-B", "-c", IMPORT_ALL, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.split("\n")[:-1]
+
+
+def test_importing_does_nothing_else() -> None:
+    """All modules, in a fresh process."""
+    n_modules, *caught = import_all()
+    assert int(n_modules) > 50
+    assert caught == []
+
+
+def test_the_watch_sees_a_file() -> None:
+    """The test above can fail."""
+    assert import_all("--plant")[1:] == ["/dev/null is written"]
