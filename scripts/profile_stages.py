@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -50,13 +49,14 @@ KERNEL_STAGES = {
     "join_rows": ROWS,
     "weight_slice": WEIGHT,
     "weight_cone": WEIGHT,
-    "mask_rows": BACK,
+    "pack_rows": BACK,
+    "mask_pairs": BACK,
+    "crop_pairs": BACK,
+    "unpack_rows": FORTH,
     "insert_slice": INSERTION,
     "insert_slices": INSERTION,
     "unpack_volume": UNPACK,
 }
-#: Kernels that serve two stages, by the last part of the calling module's name.
-CALLER_STAGES = {("transpose_rows", "windows"): ROWS, ("transpose_rows", "subtomogram"): FORTH}
 #: Attribute of the extractor, or of what it holds, where a plan is kept -> stage.
 PLAN_STAGES = {
     "_row_plan": ROWS,
@@ -153,14 +153,11 @@ def name_plans(owner: Any) -> None:
 
 
 def _timed_kernel(clock: Clock, name: str) -> Callable[..., Any]:
-    """Return a kernel that looks at the clock, and at its caller where it serves two stages."""
+    """Return a kernel that looks at the clock."""
     kernel = getattr(kernels, name)
 
     def find_stage() -> str:
-        # frames above: this one, the clock's, the kernel's caller
-        caller = sys._getframe(2).f_globals["__name__"].rpartition(".")[2]
-        known = KERNEL_STAGES.get(name, f"kernel {name}")
-        return CALLER_STAGES.get((name, caller), known)
+        return KERNEL_STAGES.get(name, f"kernel {name}")
 
     return clock.time(kernel, find_stage)
 

@@ -218,21 +218,20 @@ class ParticleExtractor:
     def _make_image_plans(self, s: int, n: int, half: int) -> None:
         settings = self.settings
         self._edge = (s - n) // 2
-        n_rows = min(n + 1, s)
+        n_pairs = min(n + 2, s) // 2  # the circle reaches n + 1 rows
         self._columns_rs = fft.padded_columns(half, s)
-        self._rows_rs = fft.zeros((n_rows, s), np.float32)
-        central = self._columns_rs.T[self._edge : self._edge + n_rows]
+        self._pairs_fs = fft.zeros((n_pairs, s), np.complex64)
+        self._pairs_rs = fft.zeros((n_pairs, s), np.complex64)
         self._to_columns = fft.plan_backward(self._slice_fs, self._columns_rs)
-        self._to_rows = fft.plan_backward(central, self._rows_rs)
+        self._to_rows = fft.plan_backward(self._pairs_fs, self._pairs_rs)
         if settings.circle_crop or settings.grid_precorr:
             self._mask = image_mask(
                 s, n, circle_crop=settings.circle_crop, grid_precorr=settings.grid_precorr
             )
         if not settings.stack2d:
-            self._rows_fs = fft.zeros((n_rows, half), np.complex64)
             self._gathered = fft.padded_columns(half, s)
             self._masked_fs = fft.zeros((half, s), np.complex64)
-            self._from_rows = fft.plan_forward(self._rows_rs, self._rows_fs)
+            self._from_rows = fft.plan_forward(self._pairs_rs, self._pairs_fs)
             self._from_columns = fft.plan_forward(self._gathered, self._masked_fs)
 
     def extract_stack(
@@ -245,14 +244,14 @@ class ParticleExtractor:
         ndarray, shape (n_visible, n, n), float32
             In frame order.
         """
-        s, n, edge = self.settings.box, self.settings.crop, self._edge
+        s, n = self.settings.box, self.settings.crop
         stack = np.empty((int(view.visible.sum()), n, n), np.float32)
         scale = self.settings.prebin**2 / (self.settings.window * self.settings.binning**2 * s)
         for i, _ in enumerate(
             self._weighted_slices(images, tables, view, aberrations, scale, None)
         ):
             self._to_real_space()
-            stack[i] = self._rows_rs[:n, edge : edge + n]
+            kernels.crop_pairs(self._pairs_rs, stack[i])
         return stack
 
     def extract_subtomogram(
@@ -344,15 +343,16 @@ class ParticleExtractor:
             yield f
 
     def _to_real_space(self) -> None:
-        """Fill `_rows_rs` with the central rows of the image, masked; origin at (s/2, s/2)."""
+        """Fill `_pairs_rs` with the central rows of the image, masked; origin at (s/2, s/2)."""
         s = self.settings.box
         total = float(self._slice_fs[0, 0].real) * s * s
         self._to_columns.execute()
+        kernels.pack_rows(self._columns_rs, self._edge, self._pairs_fs)
         self._to_rows.execute()
         mask = self._mask
         if mask is not None:
-            kernels.mask_rows(
-                self._rows_rs,
+            kernels.mask_pairs(
+                self._pairs_rs,
                 self.settings.crop,
                 total,
                 mask.inside,
@@ -364,7 +364,7 @@ class ParticleExtractor:
     def _to_fourier_space(self) -> None:
         """Fill `_masked_fs` from the masked central rows; the other rows are zero."""
         self._from_rows.execute()
-        kernels.transpose_rows(self._rows_fs, self._edge, self._gathered)
+        kernels.unpack_rows(self._pairs_fs, self._edge, self._gathered)
         self._from_columns.execute()
 
     def _weight_cone(self, particle_rotation: Floats) -> None:

@@ -252,24 +252,59 @@ def test_weight_slice_keeps_the_phase_of_many_turns() -> None:
     np.testing.assert_allclose(arguments[12], twin[12], rtol=0, atol=TOLERANCE)
 
 
-# mask_rows
+# pack_rows, unpack_rows, mask_pairs, crop_pairs
 
 
 @pytest.mark.parametrize(("s", "n"), SIZES)
-@pytest.mark.parametrize("extra_row", [0, 1])
+def test_packed_rows_are_the_transforms_of_pairs(s: int, n: int) -> None:
+    """Packed, transformed back and forth, unpacked: the rows and their half-complex transforms."""
+    rng = np.random.default_rng(s + n)
+    edge, n_pairs = (s - n) // 2, min(n + 2, s) // 2
+    rows = rng.normal(size=(s + 8, s))
+    columns = np.fft.rfft(rows).astype(np.complex64).T.copy()[:, :s]
+    found, twin = (np.empty((n_pairs, s), np.complex64) for _ in range(2))
+    kernels.pack_rows(columns, edge, found)
+    numpy_twin.pack_rows(columns.base, edge, twin)
+    assert_close(found, twin, 1e-6)
+    pairs_rs = np.fft.ifft(found)
+    assert_close(pairs_rs.real, rows[edge : edge + 2 * n_pairs : 2], 1e-5)
+    assert_close(pairs_rs.imag, rows[edge + 1 : edge + 2 * n_pairs : 2], 1e-5)
+    back, twin_back = (np.zeros((s // 2 + 1, s + 8), np.complex64) for _ in range(2))
+    kernels.unpack_rows(found, edge, back[:, :s])
+    numpy_twin.unpack_rows(found, edge, twin_back)
+    assert_close(back, twin_back, 1e-6)
+    assert_close(
+        back[:, edge : edge + 2 * n_pairs], columns.base[:, edge : edge + 2 * n_pairs], 1e-5
+    )
+
+
+@pytest.mark.parametrize(("s", "n"), SIZES)
+@pytest.mark.parametrize("extra_pair", [0, 1])
 @pytest.mark.parametrize("subtract", [True, False])
-def test_mask_rows(s: int, n: int, extra_row: int, subtract: bool) -> None:
+def test_mask_pairs(s: int, n: int, extra_pair: int, subtract: bool) -> None:
     """The same masked rows, with and without a mean, also where no pixel lies outside."""
     rng = np.random.default_rng(s * n)
-    n_rows = min(n + extra_row, s)
     inside = rng.integers(-1, s // 2 + 1, n + 1).astype(np.int32)
     taper = rng.uniform(0, 1, (n, n)).astype(np.float32)
     for n_outside in (0, 41):
-        found = rng.normal(5, 1, (n_rows, s)).astype(np.float32)
+        found = random_complex(rng, n // 2 + extra_pair, s) + np.complex64(5 + 5j)
         expected = found.copy()
-        kernels.mask_rows(found, n, 1234.5, inside, n_outside, subtract, taper)
-        numpy_twin.mask_rows(expected, n, 1234.5, inside, n_outside, subtract, taper)
+        kernels.mask_pairs(found, n, 1234.5, inside, n_outside, subtract, taper)
+        numpy_twin.mask_pairs(expected, n, 1234.5, inside, n_outside, subtract, taper)
         assert_close(found, expected, TOLERANCE)
+
+
+@pytest.mark.parametrize(("s", "n"), SIZES)
+def test_crop_pairs(s: int, n: int) -> None:
+    """The central pixels, bit for bit."""
+    rows = np.random.default_rng(s).normal(size=(n + 2, s)).astype(np.float32)
+    pairs = rows[::2] + 1j * rows[1::2]
+    found, twin = (np.empty((n, n), np.float32) for _ in range(2))
+    kernels.crop_pairs(pairs, found)
+    numpy_twin.crop_pairs(pairs, twin)
+    edge = (s - n) // 2
+    np.testing.assert_array_equal(found, rows[:n, edge : edge + n])
+    np.testing.assert_array_equal(twin, found)
 
 
 # insert_slice, unpack_volume
@@ -362,12 +397,20 @@ def empty(*shape: int, dtype: type = np.float32) -> NDArray[Any]:
     return np.zeros(shape, dtype)
 
 
-def call_mask_rows(
-    n: int = 6, n_rows: int = 7, n_inside: int = 7, taper: tuple[int, int] = (6, 6)
+def call_mask_pairs(
+    n: int = 6, n_pairs: int = 4, n_inside: int = 7, taper: tuple[int, int] = (6, 6)
 ) -> None:
-    """Call `mask_rows` with given sizes; the defaults fit."""
-    inside = empty(n_inside, dtype=np.int32)
-    kernels.mask_rows(empty(n_rows, 10), n, 0.0, inside, 1, True, empty(*taper))
+    """Call `mask_pairs` with given sizes; the defaults fit."""
+    inside = np.ones(n_inside, np.int32)
+    pairs = empty(n_pairs, 10, dtype=np.complex64)
+    kernels.mask_pairs(pairs, n, 0.0, inside, 1, True, empty(*taper))
+
+
+def call_pack_rows(columns: tuple[int, int] = (6, 10), first: int = 2, pairs: int = 4) -> None:
+    """Call `pack_rows` with given sizes; the defaults fit."""
+    kernels.pack_rows(
+        empty(*columns, dtype=np.complex64), first, empty(pairs, 10, dtype=np.complex64)
+    )
 
 
 def call_insert_slice(**shapes: tuple[int, ...]) -> None:
@@ -484,11 +527,23 @@ MISFITS: dict[str, Callable[[], None]] = {
     "noise": lambda: call_weight_slice(10, (6, 12)),
     "slice of another box": lambda: call_weight_slice(11, (7, 12)),
     "weight": lambda: call_weight_slice(12, (6, 12)),
-    "crop larger than the box": lambda: call_mask_rows(n=12, n_rows=12, taper=(12, 12)),
-    "fewer rows than the crop": lambda: call_mask_rows(n_rows=5),
-    "more rows than the crop and one": lambda: call_mask_rows(n_rows=8),
-    "reach of fewer rows": lambda: call_mask_rows(n_inside=6),
-    "taper": lambda: call_mask_rows(taper=(6, 7)),
+    "crop larger than the box": lambda: call_mask_pairs(n=12, n_pairs=6, taper=(12, 12)),
+    "fewer rows than the crop": lambda: call_mask_pairs(n_pairs=2),
+    "more rows than the crop and two": lambda: call_mask_pairs(n_pairs=5),
+    "reach of fewer rows": lambda: call_mask_pairs(n_inside=6),
+    "taper": lambda: call_mask_pairs(taper=(6, 7)),
+    "packed rows of another box": lambda: call_pack_rows(columns=(7, 10)),
+    "packed row before the start": lambda: call_pack_rows(first=-1),
+    "packed row behind the end": lambda: call_pack_rows(first=4),
+    "unpacked row behind the end": lambda: kernels.unpack_rows(
+        empty(4, 10, dtype=np.complex64), 4, empty(6, 10, dtype=np.complex64)
+    ),
+    "cropped image that is no square": lambda: kernels.crop_pairs(
+        empty(4, 10, dtype=np.complex64), empty(6, 8)
+    ),
+    "cropped image of too many rows": lambda: kernels.crop_pairs(
+        empty(4, 10, dtype=np.complex64), empty(10, 10)
+    ),
     "inserted weight": lambda: call_insert_slice(weight=(5, 9)),
     "last_x": lambda: call_insert_slice(last_x=(9,)),
     "axis": lambda: call_insert_slice(u=(4,)),
@@ -518,7 +573,8 @@ def test_arrays_that_do_not_fit_are_refused(call: Callable[[], None]) -> None:
 
 def test_sizes_that_fit_are_accepted() -> None:
     """The callers above fail for the reason they name, not for another."""
-    call_mask_rows()
+    call_mask_pairs()
+    call_pack_rows()
     call_insert_slice()
     call_unpack_volume()
     call_weight_cone()
@@ -538,10 +594,13 @@ def test_the_twins_have_the_compiled_names() -> None:
     names = {name for name in kernels.__all__ if name.islower() and name != "numpy_twin"}
     assert names == {
         "copy_rows",
+        "crop_pairs",
         "insert_slice",
         "join_rows",
-        "mask_rows",
+        "mask_pairs",
+        "pack_rows",
         "transpose_rows",
+        "unpack_rows",
         "unpack_volume",
         "weight_cone",
         "weight_slice",

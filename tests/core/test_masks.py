@@ -20,13 +20,16 @@ def random_image(size: int, seed: int) -> np.ndarray:
 def mask_central_rows(image: np.ndarray, n: int, mask: masks.ImageMask) -> np.ndarray:
     """Return an image masked as the extraction does it: the central rows, in the kernel."""
     s = len(image)
-    first, n_rows = (s - n) // 2, min(n + 1, s)
-    rows = image[first : first + n_rows].copy()
+    first, n_pairs = (s - n) // 2, min(n + 2, s) // 2
+    padded = np.pad(image, ((0, 2), (0, 0)))
+    rows = padded[first : first + 2 * n_pairs]
+    pairs = rows[::2] + 1j * rows[1::2]
     total = float(image.sum(dtype=np.float64))
-    kernels.mask_rows(rows, n, total, mask.inside, mask.n_outside, mask.subtract_mean, mask.taper)
-    full = np.zeros_like(image)
-    full[first : first + n_rows] = rows
-    return full
+    kernels.mask_pairs(pairs, n, total, mask.inside, mask.n_outside, mask.subtract_mean, mask.taper)
+    full = np.zeros_like(padded)
+    full[first : first + 2 * n_pairs : 2] = pairs.real
+    full[first + 1 : first + 2 * n_pairs : 2] = pairs.imag
+    return full[:s]
 
 
 @pytest.mark.parametrize(("s", "n"), SIZES)

@@ -27,6 +27,8 @@ from mpi_project import (
 
 #: A job of a few seconds that writes little: large windows, small volumes.
 BOX = ["--b", "384", "--crop", "48", "--bin", "4", "--j", "1"]
+#: One that lasts long enough for another program to start beside it.
+LONG_BOX = ["--b", "640", "--crop", "48", "--bin", "4", "--j", "1"]
 N_KILLS = 20
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 MARK = "PSEUDOSUBTOMO_TEST_RUN"
@@ -101,6 +103,16 @@ def assert_no_half_files(output: Path, whole: Path) -> None:
             assert content == expected[name], name
 
 
+def time_one_run(launcher: Launcher) -> float:
+    """Return how long the job takes with 2 ranks if nobody disturbs it, in seconds."""
+    words = [*launcher.command(2), *OPTIMISATION_SET, *BOX, "--o", "PS/timed/"]
+    started = time.monotonic()
+    done = run(words, launcher.environment)
+    assert done.returncode == 0, done.stdout
+    shutil.rmtree("PS/timed")
+    return time.monotonic() - started
+
+
 @pytest.mark.timeout(N_KILLS * TIME_LIMIT)
 def test_killed_ranks_at_random_moments(
     finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
@@ -108,6 +120,7 @@ def test_killed_ranks_at_random_moments(
     """After SIGKILL of any rank the job ends, and continues to the same files."""
     monkeypatch.chdir(finished)
     generator = random.Random(7)
+    duration = time_one_run(launcher)
     n_interrupted = 0
     for i in range(N_KILLS):
         output = Path(f"PS/killed{i:02d}")
@@ -118,7 +131,7 @@ def test_killed_ranks_at_random_moments(
             [*launcher.command(n_ranks), *words],
             launcher.environment,
             rank,
-            partial(time.sleep, generator.uniform(1.0, 5.0)),
+            partial(time.sleep, duration * generator.uniform(0.2, 1.0)),
         )
         if status != 0:
             n_interrupted += 1
@@ -222,7 +235,7 @@ def test_two_jobs_in_one_directory(
     """The second job is refused and told who holds the directory; the first one completes."""
     monkeypatch.chdir(finished)
     output = Path("PS/both")
-    words = [*OPTIMISATION_SET, *BOX, "--o", f"{output}/"]
+    words = [*OPTIMISATION_SET, *LONG_BOX, "--o", f"{output}/"]
     with subprocess.Popen(
         [*launcher.command(2), *words],
         env=launcher.environment,
@@ -237,4 +250,6 @@ def test_two_jobs_in_one_directory(
     assert second.returncode == 1
     assert "Another job is writing to this directory" in second.stdout
     assert platform.node() in second.stdout
-    assert_same_results(Path("PS/whole"), output)
+    alone = run_serial(*OPTIMISATION_SET, *LONG_BOX, "--o", "PS/alone/")
+    assert alone.returncode == 0, alone.stdout
+    assert_same_results(Path("PS/alone"), output)

@@ -28,7 +28,10 @@ copy_rows = active.copy_rows
 transpose_rows = active.transpose_rows
 join_rows = active.join_rows
 weight_slice = active.weight_slice
-mask_rows = active.mask_rows
+pack_rows = active.pack_rows
+unpack_rows = active.unpack_rows
+mask_pairs = active.mask_pairs
+crop_pairs = active.crop_pairs
 insert_slice = active.insert_slice
 unpack_volume = active.unpack_volume
 weight_cone = active.weight_cone
@@ -37,11 +40,14 @@ __all__ = [
     "IMAGE_DTYPES",
     "IS_COMPILED",
     "copy_rows",
+    "crop_pairs",
     "insert_slice",
     "join_rows",
-    "mask_rows",
+    "mask_pairs",
     "numpy_twin",
+    "pack_rows",
     "transpose_rows",
+    "unpack_rows",
     "unpack_volume",
     "weight_cone",
     "weight_slice",

@@ -26,8 +26,13 @@ cdef extern from "kernels.h" nogil:
                          const double *kx, const double *ky, const float *gain,
                          const double *even, const float *odd, const float *noise,
                          float *slice, float *weight)
-    void ps_mask_rows(float *rows, int64_t s, int64_t n, int64_t n_rows, double total,
-                      const int32_t *inside, double n_outside, int subtract, const float *taper)
+    void ps_pack_rows(const float *columns, int64_t column_stride, int64_t s, int64_t n_pairs,
+                      float *pairs)
+    void ps_unpack_rows(const float *pairs, int64_t s, int64_t n_pairs, int64_t column_stride,
+                        float *columns)
+    void ps_mask_pairs(float *pairs, int64_t s, int64_t n, int64_t n_pairs, double total,
+                       const int32_t *inside, double n_outside, int subtract, const float *taper)
+    void ps_crop_pairs(const float *pairs, int64_t s, int64_t n, float *image)
     void ps_insert_slice(const float *slice, const float *weight, int64_t s,
                          const int32_t *last_x, const double *u, const double *v, double scale,
                          int64_t n, float *volume)
@@ -142,14 +147,44 @@ def weight_slice(const float complex[:, ::1] columns, const float complex[::1] r
                         <float *>&slice_fs[0, 0], weight_pointer)
 
 
-def mask_rows(float[:, ::1] rows, int64_t n, double total, const int32_t[::1] inside,
-              double n_outside, bint subtract, const float[:, ::1] taper):
-    cdef int64_t s = rows.shape[1]
-    _need(n <= s and rows.shape[0] >= n and rows.shape[0] <= n + 1
-          and inside.shape[0] >= rows.shape[0] and taper.shape[0] == n and taper.shape[1] == n)
+cdef int _need_pairs(const float complex[:, :] columns, int64_t first_row,
+                     const float complex[:, ::1] pairs) except -1:
+    # a pair may reach one row into the padding between columns
+    return _need(columns.strides[1] == 8 and first_row >= 0 and pairs.shape[0] > 0
+                 and pairs.shape[1] == 2 * (columns.shape[0] - 1)
+                 and first_row + 2 * pairs.shape[0] <= columns.strides[0] // 8)
+
+
+def pack_rows(const float complex[:, :] columns, int64_t first_row, float complex[:, ::1] pairs):
+    _need_pairs(columns, first_row, pairs)
     with nogil:
-        ps_mask_rows(&rows[0, 0], s, n, rows.shape[0], total, &inside[0], n_outside, subtract,
-                     &taper[0, 0])
+        ps_pack_rows(<const float *>&columns[0, first_row], columns.strides[0] // 8,
+                     pairs.shape[1], pairs.shape[0], <float *>&pairs[0, 0])
+
+
+def unpack_rows(const float complex[:, ::1] pairs, int64_t first_row, float complex[:, :] columns):
+    _need_pairs(columns, first_row, pairs)
+    with nogil:
+        ps_unpack_rows(<const float *>&pairs[0, 0], pairs.shape[1], pairs.shape[0],
+                       columns.strides[0] // 8, <float *>&columns[0, first_row])
+
+
+def mask_pairs(float complex[:, ::1] pairs, int64_t n, double total, const int32_t[::1] inside,
+               double n_outside, bint subtract, const float[:, ::1] taper):
+    cdef int64_t s = pairs.shape[1]
+    _need(n > 0 and n % 2 == 0 and n <= s and 2 * pairs.shape[0] >= n
+          and 2 * pairs.shape[0] <= n + 2 and inside.shape[0] == n + 1 and taper.shape[0] == n
+          and taper.shape[1] == n)
+    with nogil:
+        ps_mask_pairs(<float *>&pairs[0, 0], s, n, pairs.shape[0], total, &inside[0], n_outside,
+                      subtract, &taper[0, 0])
+
+
+def crop_pairs(const float complex[:, ::1] pairs, float[:, ::1] image):
+    cdef int64_t s = pairs.shape[1], n = image.shape[0]
+    _need(n > 0 and n % 2 == 0 and image.shape[1] == n and n <= s and 2 * pairs.shape[0] >= n)
+    with nogil:
+        ps_crop_pairs(<const float *>&pairs[0, 0], s, n, &image[0, 0])
 
 
 def insert_slice(const float complex[:, ::1] slice_fs, const float[:, ::1] weight,

@@ -19,6 +19,7 @@
 #define PS_MAX_HALF (PS_MAX_LINE / 2 + 1)
 #define PS_MAX_WINDOW 65536  /* longest side of a window whose rows are dealt out */
 #define PS_ROWS_AHEAD 2      /* rows asked for before they are needed */
+#define PS_STRIDE 16         /* samples whose coordinates are steps from one exact place */
 #define PS_SAMPLES_AHEAD 16  /* voxels asked for before they are needed */
 
 /* ---- windows --------------------------------------------------------------------------------- */
@@ -393,38 +394,106 @@ void ps_weight_slice(const float *columns, int64_t column_length, int64_t s, con
     }
 }
 
-/* ---- real-space mask ------------------------------------------------------------------------- */
+/* ---- real rows, two by two -------------------------------------------------------------------- */
 
-/* Applies the circle crop to the central rows of an s x s image in place (spec 2.6): rows holds rows
- * (s - n)/2 onwards, taper the mask of the central n x n pixels (zero outside), total the sum over the
- * whole image, inside[i] the reach of the circle in row i. The mean outside the circle is the total
- * less what is inside. What lies outside the central n x n becomes zero. */
+/* Two real rows a and b are the real and the imaginary part of one complex row a + i b, whose transform
+ * is A + i B; complex transforms are twice as fast. */
+
+/* Packs the half-complex transforms of 2 n_pairs rows, which stand across the columns, into transforms of
+ * pairs. As in a complex-to-real transform, imaginary parts at 0 and s/2 are left out. */
 PS_CLONES
-void ps_mask_rows(float *rows, int64_t s, int64_t n, int64_t n_rows, double total,
-                  const int32_t *inside, double n_outside, int subtract, const float *taper)
+void ps_pack_rows(const float *columns, int64_t column_stride, int64_t s, int64_t n_pairs, float *pairs)
 {
-    int64_t edge = (s - n) / 2;
+    for (int64_t first = 0; first < n_pairs; first += 4) { /* four pairs fill a cache line */
+        int64_t end = first + 4 < n_pairs ? first + 4 : n_pairs;
+        for (int64_t k = 0; k <= s / 2; k++) {
+            const float *in = columns + 2 * k * column_stride;
+            for (int64_t p = first; p < end; p++) {
+                float ar = in[4 * p], ai = in[4 * p + 1], br = in[4 * p + 2], bi = in[4 * p + 3];
+                float *out = pairs + 2 * p * s;
+                if (k == 0 || k == s / 2) ai = bi = 0.0f;
+                if (k > 0) {
+                    out[2 * (s - k)] = ar + bi;
+                    out[2 * (s - k) + 1] = br - ai;
+                }
+                out[2 * k] = ar - bi;
+                out[2 * k + 1] = ai + br;
+            }
+        }
+    }
+}
+
+/* The reverse: transforms of pairs into half-complex transforms that stand across the columns. */
+PS_CLONES
+void ps_unpack_rows(const float *pairs, int64_t s, int64_t n_pairs, int64_t column_stride,
+                    float *columns)
+{
+    for (int64_t first = 0; first < n_pairs; first += 4) {
+        int64_t end = first + 4 < n_pairs ? first + 4 : n_pairs;
+        for (int64_t k = 0; k <= s / 2; k++) {
+            float *out = columns + 2 * k * column_stride;
+            for (int64_t p = first; p < end; p++) {
+                const float *z = pairs + 2 * (p * s + k), *w = pairs + 2 * (p * s + (k ? s - k : 0));
+                out[4 * p] = 0.5f * (z[0] + w[0]);
+                out[4 * p + 1] = 0.5f * (z[1] - w[1]);
+                out[4 * p + 2] = 0.5f * (z[1] + w[1]);
+                out[4 * p + 3] = 0.5f * (w[0] - z[0]);
+            }
+        }
+    }
+}
+
+/* Returns the sum over |x - s/2| <= reach of one of a pair's rows. */
+static double sum_inside(const float *row, int64_t s, int64_t reach)
+{
+    int64_t x0 = s / 2 - reach, x1 = s / 2 + reach;
+    if (x1 > s - 1) x1 = s - 1;
+    double sum = 0.0;
+    for (int64_t x = x0; x <= x1; x++) sum += row[2 * x];
+    return sum;
+}
+
+/* Applies the circle crop to the central rows of an s x s image in place (spec 2.6): pairs holds rows
+ * (s - n)/2 onwards, two by two, taper the mask of the central n x n pixels (zero outside), total the sum
+ * over the whole image, inside[i] the reach of the circle in row i of n + 1. The mean outside the circle is
+ * the total less what is inside. What lies outside the central n x n becomes zero. */
+PS_CLONES
+void ps_mask_pairs(float *pairs, int64_t s, int64_t n, int64_t n_pairs, double total,
+                   const int32_t *inside, double n_outside, int subtract, const float *taper)
+{
+    int64_t edge = (s - n) / 2, n_rows = 2 * n_pairs < n + 1 ? 2 * n_pairs : n + 1;
     float mean = 0.0f;
     if (subtract && n_outside > 0) {
         double sum = 0.0;
-        for (int64_t y = 0; y < n_rows; y++) {
-            int64_t x0 = s / 2 - inside[y], x1 = s / 2 + inside[y];
-            if (x1 > s - 1) x1 = s - 1;
-            double line = 0.0;
-            for (int64_t x = x0; x <= x1; x++) line += rows[y * s + x];
-            sum += line;
-        }
+        for (int64_t y = 0; y < n_rows; y++)
+            sum += sum_inside(pairs + 2 * (y / 2) * s + y % 2, s, inside[y]);
         mean = (float)((total - sum) / n_outside);
     }
-    for (int64_t y = 0; y < n_rows; y++) {
-        float *row = rows + y * s;
-        if (y >= n) {
-            memset(row, 0, (size_t)s * sizeof(float));
+    for (int64_t p = 0; p < n_pairs; p++) {
+        float *row = pairs + 2 * p * s;
+        if (2 * p >= n) {
+            memset(row, 0, (size_t)(2 * s) * sizeof(float));
             continue;
         }
-        for (int64_t x = 0; x < edge; x++) row[x] = 0.0f;
-        for (int64_t x = 0; x < n; x++) row[edge + x] = (row[edge + x] - mean) * taper[y * n + x];
-        for (int64_t x = edge + n; x < s; x++) row[x] = 0.0f;
+        const float *upper = taper + 2 * p * n, *lower = upper + n;
+        memset(row, 0, (size_t)(2 * edge) * sizeof(float));
+        for (int64_t x = 0; x < n; x++) {
+            row[2 * (edge + x)] = (row[2 * (edge + x)] - mean) * upper[x];
+            row[2 * (edge + x) + 1] = (row[2 * (edge + x) + 1] - mean) * lower[x];
+        }
+        memset(row + 2 * (edge + n), 0, (size_t)(2 * (s - edge - n)) * sizeof(float));
+    }
+}
+
+/* Copies the central n x n pixels out of the pairs. */
+PS_CLONES
+void ps_crop_pairs(const float *pairs, int64_t s, int64_t n, float *image)
+{
+    int64_t edge = (s - n) / 2;
+    for (int64_t y = 0; y < n; y += 2) {
+        const float *row = pairs + y * s + 2 * edge;
+        for (int64_t x = 0; x < n; x++) image[y * n + x] = row[2 * x];
+        for (int64_t x = 0; x < n; x++) image[(y + 1) * n + x] = row[2 * x + 1];
     }
 }
 
@@ -443,46 +512,94 @@ typedef struct {
     float corner[4][PS_SAMPLES];              /* shares of (z, y), (z, y + 1), (z + 1, y), ... */
 } sample_line;
 
-/* Computes the samples (x, y0) to (x, y0 + count - 1) of a slice. Geometry is in float64. */
+/* Volume coordinates as whole numbers of 2^-bits voxels: floor is a shift, and a vector holds twice as
+ * many as in float64. They are computed in float64 for every sixteenth sample; the steps from there are
+ * rounded, once each, so no coordinate is further off than 2^-bits. */
+typedef struct {
+    int bits;
+    int32_t step[3][PS_STRIDE];
+    double u[3], v[3];
+} fixed_axes;
+
+/* Returns 0 where the axes are too long, or no numbers: nothing of such a slice lies in a volume. */
+static int make_fixed_axes(const double *u, const double *v, int64_t s, fixed_axes *result)
+{
+    fixed_axes axes;
+    double reach = 2.0;
+    for (int i = 0; i < 3; i++) {
+        double side = 2.0 + 0.5 * (double)s * (fabs(u[i]) + fabs(v[i]));
+        if (!(side < 1e6)) return 0;
+        if (side > reach) reach = side;
+    }
+    axes.bits = 28;
+    while (reach * (double)(1 << axes.bits) > (double)INT32_MAX) axes.bits--;
+    for (int i = 0; i < 3; i++) {
+        axes.u[i] = u[i] * (double)(1 << axes.bits);
+        axes.v[i] = v[i] * (double)(1 << axes.bits);
+        for (int j = 0; j < PS_STRIDE; j++) axes.step[i][j] = (int32_t)lrint(j * axes.v[i]);
+    }
+    *result = axes;
+    return 1;
+}
+
+/* Computes the samples (x, y0) to (x, y0 + count - 1) of a slice, at most PS_STRIDE. */
+static inline __attribute__((always_inline)) void
+make_few_samples(sample_line *line, int64_t first, int64_t count, const float *restrict slice,
+                 const float *restrict weight, const int32_t *restrict last_x, int64_t x, int64_t y0,
+                 const fixed_axes *axes, float scale, int64_t n)
+{
+    const int32_t border = (int32_t)(n / 2 + 1), bits = axes->bits, mask = (1 << bits) - 1;
+    const int32_t row = (int32_t)(n / 2 + 2), plane = (int32_t)(n + 3) * row;
+    const float unit = 1.0f / (float)(1 << bits), even = (x + y0) & 1 ? -1.0f : 1.0f;
+    const double dx = (double)x, dy = (double)y0;
+    const int32_t x_start = (int32_t)lrint(dx * axes->u[0] + dy * axes->v[0]);
+    const int32_t y_start = (int32_t)lrint(dx * axes->u[1] + dy * axes->v[1]);
+    const int32_t z_start = (int32_t)lrint(dx * axes->u[2] + dy * axes->v[2]);
+    int32_t *restrict offset = line->offset + first;
+    float *restrict near = line->near + first, *restrict far = line->far + first;
+    float *restrict c0 = line->corner[0] + first, *restrict c1 = line->corner[1] + first;
+    float *restrict c2 = line->corner[2] + first, *restrict c3 = line->corner[3] + first;
+    float(*restrict value)[4] = line->value + first;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t gx = x_start + axes->step[0][i], gy = y_start + axes->step[1][i],
+                gz = z_start + axes->step[2][i];
+        int32_t side = gx >> 31; /* -1 where the point has to be mirrored */
+        gx = (gx ^ side) - side;
+        gy = (gy ^ side) - side;
+        gz = (gz ^ side) - side;
+        int32_t ix = gx >> bits, iy = (gy >> bits) + border, iz = (gz >> bits) + border;
+        float fx = (float)(gx & mask) * unit, fy = (float)(gy & mask) * unit,
+              fz = (float)(gz & mask) * unit;
+        int reached = (ix < border) & (iy >= 0) & (iy < 2 * border) & (iz >= 0) & (iz < 2 * border)
+                      & ((int32_t)x <= last_x[i]);
+        offset[i] = reached ? iz * plane + iy * row + ix : -1;
+        far[i] = fx * scale;
+        near[i] = scale - fx * scale;
+        c0[i] = (1.0f - fz) * (1.0f - fy);
+        c1[i] = (1.0f - fz) * fy;
+        c2[i] = fz * (1.0f - fy);
+        c3[i] = fz * fy;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        float sign = i & 1 ? -even : even;
+        value[i][0] = slice[2 * i] * sign;
+        value[i][1] = slice[2 * i + 1] * (x_start + axes->step[0][i] < 0 ? -sign : sign);
+        value[i][2] = weight[i];
+        value[i][3] = 1.0f;
+    }
+}
+
 static inline __attribute__((always_inline)) void
 make_samples(sample_line *line, const float *slice, const float *weight, const int32_t *last_x,
-             int64_t x, int64_t y0, int64_t count, const double *u, const double *v, float scale,
-             int64_t n)
+             int64_t x, int64_t y0, int64_t count, const fixed_axes *axes, float scale, int64_t n)
 {
-    static const double magic = 6755399441055744.0; /* adding 1.5 * 2^52 rounds to a whole number */
-    const double border = (double)(n / 2 + 1);
-    for (int64_t i = 0; i < count; i++) {
-        double y = (double)(y0 + i);
-        double gx = (double)x * u[0] + y * v[0];
-        double gy = (double)x * u[1] + y * v[1];
-        double gz = (double)x * u[2] + y * v[2];
-        double side = gx < 0.0 ? -1.0 : 1.0;
-        gx *= side;
-        gy *= side;
-        gz *= side;
-        /* floor by rounding, then a step back where that went up */
-        double ix = (gx + magic) - magic, iy = (gy + magic) - magic, iz = (gz + magic) - magic;
-        ix -= ix > gx ? 1.0 : 0.0;
-        iy -= iy > gy ? 1.0 : 0.0;
-        iz -= iz > gz ? 1.0 : 0.0;
-        float fx = (float)(gx - ix), fy = (float)(gy - iy), fz = (float)(gz - iz);
-        int reached = (ix < border) & (iy >= -border) & (iy < border) & (iz >= -border)
-                      & (iz < border) & (x <= last_x[i]);
-        double place = ((iz + border) * (double)(n + 3) + iy + border) * (double)(n / 2 + 2) + ix;
-        line->offset[i] = reached ? (int32_t)place : -1;
-        line->far[i] = fx * scale;
-        line->near[i] = scale - fx * scale;
-        line->corner[0][i] = (1.0f - fz) * (1.0f - fy);
-        line->corner[1][i] = (1.0f - fz) * fy;
-        line->corner[2][i] = fz * (1.0f - fy);
-        line->corner[3][i] = fz * fy;
-        float sign = (x + y0 + i) & 1 ? -1.0f : 1.0f;
-        line->value[i][0] = slice[2 * i] * sign;
-        line->value[i][1] = slice[2 * i + 1] * sign * (float)side;
-        line->value[i][2] = weight[i];
-        line->value[i][3] = 1.0f;
-    }
-    for (int64_t i = count; i < count + PS_SAMPLES_AHEAD; i++) line->offset[i] = 0;
+    int64_t i = 0;
+    for (; i + PS_STRIDE <= count; i += PS_STRIDE)
+        make_few_samples(line, i, PS_STRIDE, slice + 2 * i, weight + i, last_x + i, x, y0 + i, axes,
+                         scale, n);
+    make_few_samples(line, i, count - i, slice + 2 * i, weight + i, last_x + i, x, y0 + i, axes,
+                     scale, n);
+    for (i = count; i < count + PS_SAMPLES_AHEAD; i++) line->offset[i] = 0;
 }
 
 static inline __attribute__((always_inline)) void add_sample(const sample_line *line, int64_t i,
@@ -514,13 +631,15 @@ void ps_insert_slice(const float *slice, const float *weight, int64_t s, const i
                      const double *u, const double *v, double scale, int64_t n, float *volume)
 {
     sample_line up, down;
+    fixed_axes axes;
+    if (!make_fixed_axes(u, v, s, &axes)) return;
     const int64_t row = (n / 2 + 2) * 4, plane = (n + 3) * row;
     for (int64_t x = 0; x <= s / 2; x++) {
         int64_t reach = (int64_t)floor(sqrt((double)(s * s / 4 - x * x)));
         int64_t n_up = reach < s / 2 - 1 ? reach + 1 : s / 2, n_down = x == 0 ? 0 : reach, k = x * s;
-        make_samples(&up, slice + 2 * k, weight + k, last_x, x, 0, n_up, u, v, (float)scale, n);
+        make_samples(&up, slice + 2 * k, weight + k, last_x, x, 0, n_up, &axes, (float)scale, n);
         k += s - n_down;
-        make_samples(&down, slice + 2 * k, weight + k, last_x + s - n_down, x, -n_down, n_down, u, v,
+        make_samples(&down, slice + 2 * k, weight + k, last_x + s - n_down, x, -n_down, n_down, &axes,
                      (float)scale, n);
         int64_t both = n_up < n_down ? n_up : n_down;
         for (int64_t i = 0; i < both; i++) {

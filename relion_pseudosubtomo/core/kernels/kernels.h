@@ -32,8 +32,16 @@ void ps_weight_slice(const float *columns, int64_t column_length, int64_t s, con
                      const double *ky, const float *gain, const double *even, const float *odd,
                      const float *noise, float *slice, float *weight);
 
-void ps_mask_rows(float *rows, int64_t s, int64_t n, int64_t n_rows, double total,
-                  const int32_t *inside, double n_outside, int subtract, const float *taper);
+void ps_pack_rows(const float *columns, int64_t column_stride, int64_t s, int64_t n_pairs,
+                  float *pairs);
+
+void ps_unpack_rows(const float *pairs, int64_t s, int64_t n_pairs, int64_t column_stride,
+                    float *columns);
+
+void ps_mask_pairs(float *pairs, int64_t s, int64_t n, int64_t n_pairs, double total,
+                   const int32_t *inside, double n_outside, int subtract, const float *taper);
+
+void ps_crop_pairs(const float *pairs, int64_t s, int64_t n, float *image);
 
 void ps_insert_slice(const float *slice, const float *weight, int64_t s, const int32_t *last_x,
                      const double *u, const double *v, double scale, int64_t n, float *volume);
