@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +10,7 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.core import geometry
-from relion_pseudosubtomo.core.aberrations import aberration_phase
 from relion_pseudosubtomo.core.average import FourierAverage
-from relion_pseudosubtomo.core.ctf import ctf_envelope, ctf_phase_coefficients
-from relion_pseudosubtomo.core.dose import dose_weight
-from relion_pseudosubtomo.core.frames import slice_frequencies
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings
 from relion_pseudosubtomo.io.columns import report_missing_columns, triples, vectors
@@ -23,13 +18,14 @@ from relion_pseudosubtomo.io.mrc import read_volume
 from relion_pseudosubtomo.io.optimisation_set import resolve
 from relion_pseudosubtomo.io.particles import (
     ParticleTable,
+    find_halves,
     make_particle_set,
     read_particle_table,
 )
-from relion_pseudosubtomo.io.star import StarTable
 from relion_pseudosubtomo.io.tomograms import read_tomogram_set
-from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, Tomogram
+from relion_pseudosubtomo.model import OptimisationSet
 from relion_pseudosubtomo.options import JobOptions
+from relion_pseudosubtomo.particle_ctf import weighted_ctf
 
 Floats = NDArray[np.floating]
 
@@ -137,14 +133,6 @@ def _read_layout(table: ParticleTable) -> _Layout:
     return layout
 
 
-def _halves_of(table: StarTable) -> list[int]:
-    """Return the half, 0 or 1, of each particle."""
-    subsets = table.columns.get(labels.RANDOM_SUBSET)
-    if subsets is None:
-        return [i % 2 for i in range(table.n_rows)]
-    return [0 if text == "1" else 1 for text in subsets]
-
-
 def _add_subtomograms(
     files: OptimisationSet,
     table: ParticleTable,
@@ -157,7 +145,7 @@ def _add_subtomograms(
     report_missing_columns(particles, (labels.IMAGE_NAME, labels.CTF_IMAGE), findings)
     if findings.errors:
         raise InputError(format_findings(findings))
-    for i, half in enumerate(_halves_of(particles)):
+    for i, half in enumerate(find_halves(particles)):
         volume = read_volume(particles.columns[labels.IMAGE_NAME][i])
         weight = read_volume(particles.columns[labels.CTF_IMAGE][i])[: layout.box]
         shift = -offsets[i] / layout.pixel_size
@@ -188,11 +176,14 @@ def _add_stacks(
         raise InputError(format_findings(findings))
     a_sub = geometry.euler_to_matrix(particle_set.subtomogram_angles)
     a_full = a_sub @ geometry.euler_to_matrix(particle_set.angles)
-    for i, half in enumerate(_halves_of(table.particles)):
+    for i, half in enumerate(particle_set.half):
         tomogram = tomogram_set.tomograms[particle_set.tomogram[i]]
         frames = np.flatnonzero(visible[i])
         images = np.asarray(read_volume(table.particles.columns[labels.IMAGE_NAME][i]))
-        ctf = np.stack(list(_weighted_ctf(tomogram, particle_set, i, frames, layout)))
+        ctf_of_frames = weighted_ctf(
+            tomogram, particle_set, i, frames, layout.box, layout.pixel_size
+        )
+        ctf = np.stack(list(ctf_of_frames))
         if not layout.is_premultiplied:
             images = np.fft.irfft2(np.fft.rfft2(images.astype(np.float64)) * ctf, images.shape[1:])
         projections = tomogram.projections[frames, :3, :3]
@@ -200,38 +191,3 @@ def _add_stacks(
         halves[half].add_stack(
             images, ctf**2, projections @ a_full[i], shifts if shifts.any() else None
         )
-
-
-def _weighted_ctf(
-    tomogram: Tomogram,
-    particle_set: ParticleSet,
-    row: int,
-    frames: NDArray[np.int64],
-    layout: _Layout,
-) -> Iterator[Floats]:
-    """Yield CTF times dose weight of each frame, half-complex [ky, kx] (spec 2.4, steps 4 and 5).
-
-    At the depth of the coordinate, which is where the particle was extracted.
-    """
-    position = particle_set.coordinate[row : row + 1]
-    depth = geometry.depths_from_centre(tomogram.projections, position, tomogram.size_xyz)[0]
-    extra = tomogram.hand * tomogram.pixel_size * tomogram.defocus_slope * depth
-    turns = ctf_phase_coefficients(
-        tomogram.defocus_u + extra,
-        tomogram.defocus_v + extra,
-        tomogram.defocus_angle,
-        tomogram.phase_shift,
-        tomogram.voltage,
-        tomogram.spherical_aberration,
-        tomogram.amplitude_contrast,
-    )
-    k_x, k_y = slice_frequencies(layout.box, layout.pixel_size)
-    k2 = k_y[:, None] ** 2 + k_x**2
-    terms = np.stack([np.ones_like(k2), k2 * 0 + k_x**2, k_y[:, None] * k_x, k2 - k_x**2, k2**2])
-    even = particle_set.optics.even_zernike[particle_set.optics_row[row]]
-    aberration = aberration_phase(even, k_x, k_y, odd=False).T if len(even) else 0.0
-    for f in frames:
-        gamma = 2 * np.pi * np.tensordot(turns[f], terms, 1) + aberration
-        envelope = ctf_envelope(k2, tomogram.ctf_scale[f], tomogram.ctf_bfactor[f])
-        dose = dose_weight(np.sqrt(k2), tomogram.pre_exposure[f], tomogram.bfactor_per_dose)
-        yield -np.sin(gamma) * envelope * dose

@@ -20,7 +20,7 @@ for _pool in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"):
 
 from relion_pseudosubtomo import __version__  # noqa: E402
 from relion_pseudosubtomo.errors import PseudoSubtomoError, UsageError  # noqa: E402
-from relion_pseudosubtomo.options import JobOptions  # noqa: E402
+from relion_pseudosubtomo.options import DIALECTS, JobOptions  # noqa: E402
 
 if TYPE_CHECKING:
     from relion_pseudosubtomo.parallel.world import Pool
@@ -88,6 +88,12 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
             float, -1.0, "leave out frames with more pre-exposure, e/A^2; 0 or less: none"
         ),
         "--min_frames": _number(int, 1, "visible frames a particle needs"),
+        "--common_tilts": _number(
+            int, None, "use the N frames of lowest dose alone, and particles visible in all N"
+        ),
+        "--max_missing": _number(
+            int, None, "leave out particles invisible in more frames within --max_dose than this"
+        ),
         "--only_tomogram": {"metavar": "NAME", "help": "extract from this tomogram only"},
         "--rename_duplicates": _flag("give particles of one name names of their own"),
     },
@@ -115,10 +121,23 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "--div": _flag("also CTF-corrected volumes, _div.mrc (3D only)"),
         "--no_comb": _flag("no _weights.mrc (3D only)"),
         "--sum": _flag("also the sum of all pseudo-subtomograms, sum_*.mrc (3D only)"),
+        "--average": _flag("also half maps and their FSC, by the particles' present orientations"),
         "--SNR": _number(float, -1.0, "for --div and --sum: Wiener filter if above 0", dest="snr"),
         "--taper": _number(float, 5.0, "soft edge of _div.mrc, binned pixels"),
         "--no_center": _flag("do not subtract the mean in _div.mrc"),
         "--no_writing": _flag("compute everything, write no particle and no STAR files"),
+        "--for": {
+            "dest": "dialects",
+            "action": "append",
+            "choices": tuple(DIALECTS),
+            "default": [],
+            "metavar": "NAME",
+            "help": f"also what {', '.join(DIALECTS)} reads, for_NAME/; may be repeated",
+        },
+        "--hdf5": _flag("also one HDF5 file a tomogram, joined by particles.h5; sets --no_split"),
+        "--no_mrc": _flag("no MRC files beside the HDF5 files; `unpack DIR` makes them later"),
+        "--positions2d": _flag("also where each particle lies in each tilt image, positions2d/"),
+        "--report": _flag("also report.html: one page with pictures of all that was done"),
     },
     "running": {
         "--j": _number(int, None, "threads (the cores available)", dest="threads"),
@@ -203,6 +222,7 @@ def parse_options(arguments: Sequence[str], parser: Parser | None = None) -> Job
         logger.info("Accepted without effect: %s", ", ".join(f"--{name}" for name in ignored))
     if values["crop"] is None or values["crop"] < 0:  # RELION's own default is -1
         values["crop"] = values["box"]
+    values["dialects"] = tuple(name for name in DIALECTS if name in values["dialects"])
     if values["debug"]:
         values["log_level"] = "debug"
     if not values["output"]:
@@ -305,6 +325,40 @@ def build_verify_parser() -> Parser:
     return parser
 
 
+def build_report_parser() -> Parser:
+    """Return the parser of `report`."""
+    parser = Parser(
+        prog="relion_pseudosubtomo report",
+        description=SUBCOMMANDS["report"].summary,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("directory", metavar="DIR", help="output directory of the extraction")
+    parser.add_argument(
+        "--tomograms",
+        **_number(int, None, "show pictures of so many tomograms at most (30)", dest="n_shown"),
+    )
+    parser.add_argument("-h", "--help", action="help", help="show this help and exit")
+    return parser
+
+
+def _run_report(words: list[str]) -> int:
+    from relion_pseudosubtomo.report.packages import require_packages
+
+    parser = build_report_parser()
+    known, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.unknown(unknown)
+    if known.n_shown is not None and known.n_shown < 0:
+        parser.error("--tomograms: expected 0 or more")
+    require_packages()
+    from relion_pseudosubtomo.report.page import SHOWN, make_report
+
+    n_shown = SHOWN if known.n_shown is None else known.n_shown
+    logger.info("Wrote %s", make_report(known.directory, n_shown))
+    return 0
+
+
 def _run_verify(words: list[str]) -> int:
     from relion_pseudosubtomo.verification.command import verify
     from relion_pseudosubtomo.verification.results import Request
@@ -316,6 +370,21 @@ def _run_verify(words: list[str]) -> int:
     return verify(Request(**vars(known)))
 
 
+def _run_unpack(words: list[str]) -> int:
+    from relion_pseudosubtomo.unpack import unpack
+
+    parser = Parser(
+        prog="relion_pseudosubtomo unpack",
+        description=SUBCOMMANDS["unpack"].summary,
+        allow_abbrev=False,
+    )
+    parser.add_argument("directory", metavar="DIR", help="output directory of the extraction")
+    known, unknown = parser.parse_known_args(words)
+    if unknown:
+        parser.unknown(unknown)
+    return unpack(known.directory)
+
+
 #: First word -> what it does; without one of these the program extracts.
 SUBCOMMANDS = {
     "check": Subcommand(
@@ -324,6 +393,13 @@ SUBCOMMANDS = {
     "verify": Subcommand(
         "Check the files of a finished extraction: all there, valid, and fitting the tables.",
         _run_verify,
+    ),
+    "unpack": Subcommand(
+        "Make the MRC files of an extraction with --hdf5 --no_mrc, bit for bit as without.",
+        _run_unpack,
+    ),
+    "report": Subcommand(
+        "Make report.html of a finished extraction, or make it again.", _run_report
     ),
 }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relion_pseudosubtomo.core.prebin import prebinned_axis
-from relion_pseudosubtomo.model import Task, Tomogram
-from relion_pseudosubtomo.options import JobOptions, real_box_size
+from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram
+from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, real_box_size
 
 MRC_HEADER_BYTES = 1024
 
@@ -21,30 +21,49 @@ _SECONDS_PREBIN_PIXEL = 6e-9
 _SECONDS_START = 0.05
 _BYTES_PER_SECOND = 4e9
 
-#: What Python, the libraries and the tables of a small job take.
+#: What Python, the libraries and the tables of a small job take, and a value of a particle table
+#: while it is read.
 _BASE_MEMORY = 110e6
+_TABLE_CELL_MEMORY = 160.0
+#: What finished half maps and their FSC take at once, by half-complex voxel.
+_FINISH_MEMORY = 190.0
 
 
 def particle_bytes(options: JobOptions, tomogram: Tomogram, n_visible: int) -> tuple[int, ...]:
-    """Return the exact number of bytes of each of a particle's files (spec 3.1, 3.2)."""
+    """Return the exact number of bytes of each of a particle's MRC files (spec 3.1, 3.2)."""
+    sizes = _value_bytes(options, tomogram, n_visible, options.image_suffixes)
+    return tuple(MRC_HEADER_BYTES + size for size in sizes)
+
+
+def _value_bytes(
+    options: JobOptions, tomogram: Tomogram, n_visible: int, suffixes: tuple[str, ...]
+) -> list[int]:
+    """Return the bytes of a particle's values, whatever file they go to."""
     item = 2 if options.float16 else 4
     n = options.crop
     if options.real_subtomo:
         n = real_box_size(n, options.binning, tomogram.tomogram_binning or 1.0)
     n_values = {
         "_stack2d.mrcs": n_visible * n * n,
+        ALL_TILTS: tomogram.n_frames * n * n,
+        WITHOUT_CTF: n_visible * n * n,
         "_weights.mrc": 2 * n * n * (n // 2 + 1),
     }
     volume = n_visible * n * n if options.real_subtomo else n**3
-    return tuple(
-        MRC_HEADER_BYTES + item * n_values.get(suffix, volume) for suffix in options.image_suffixes
-    )
+    return [item * n_values.get(suffix, volume) for suffix in suffixes]
 
 
 def task_bytes(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
-    """Return the exact number of bytes that a task writes as images."""
-    counts = task.visible.sum(axis=1)
-    return sum(sum(particle_bytes(options, tomogram, int(n))) for n in counts)
+    """Return the exact number of bytes that a task writes as images, to MRC files and containers.
+
+    What a container holds besides, text and tables, is left out.
+    """
+    counts = [int(n) for n in task.visible.sum(axis=1)]
+    n_bytes = sum(sum(particle_bytes(options, tomogram, n)) for n in counts)
+    if options.hdf5:
+        kept = options.result_suffixes
+        n_bytes += sum(sum(_value_bytes(options, tomogram, n, kept)) for n in counts)
+    return n_bytes
 
 
 def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[float, float]:
@@ -54,9 +73,12 @@ def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[f
     if prebin > 1:
         start += _SECONDS_PREBIN_PIXEL * _used_pixels(tomogram, task)
     frame = _window_seconds(options.window // prebin)
+    n_volumes = int(not options.stack2d) + int(options.average)
+    frame += n_volumes * _SECONDS_SLICE_192 * (options.box / 192) ** 2
+    if WITHOUT_CTF in options.dialect_suffixes:
+        frame += _window_seconds(options.box)  # from the same windows: the images alone
     if options.stack2d:
         return start, frame * float(task.visible.sum()) / len(task)
-    frame += _SECONDS_SLICE_192 * (options.box / 192) ** 2
     volume = _SECONDS_VOLUME_96 * (options.crop / 96) ** 3
     return start, volume + frame * float(task.visible.sum()) / len(task)
 
@@ -102,7 +124,8 @@ def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int
     workspace += 4 * s0 * s0 if options.circle_precrop else 0
     workspace += 8 * half * s + 4 * s * (n + 1)
     if options.stack2d:
-        workspace += 4 * max((t.n_frames for t in tomograms), default=0) * n * n
+        n_stacks = 1 + len(options.dialect_suffixes)
+        workspace += 4 * n_stacks * max((t.n_frames for t in tomograms), default=0) * n * n
     else:
         workspace += 16 * half * s + 8 * half * (n + 1) + 4 * half * s
         workspace += 16 * (n + 3) ** 2 * (n // 2 + 2)
@@ -114,7 +137,20 @@ def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int
     tables = max((t.n_frames for t in tomograms), default=0) * 4 * half * s
     tables *= 2 if options.whiten else 1
     images = max((_image_memory(options, t, threads) for t in tomograms), default=0.0)
+    images += _average_memory(options, threads)
     return _BASE_MEMORY + threads * workspace + 2 * tables + images
+
+
+def _average_memory(options: JobOptions, threads: int) -> float:
+    """Return the bytes of half maps: packed in each thread, summed, and finished at the end."""
+    n = options.crop
+    packed, voxels = 16.0 * (n + 3) ** 2 * (n // 2 + 2), n * n * (n // 2 + 1)
+    return 2 * threads * packed + (2 * 24 + _FINISH_MEMORY) * voxels if options.average else 0.0
+
+
+def table_memory(particle_set: ParticleSet) -> float:
+    """Return the private memory in bytes that rank 0 needs for the tables, beside its own work."""
+    return _TABLE_CELL_MEMORY * len(particle_set) * len(particle_set.columns)
 
 
 def _image_memory(options: JobOptions, tomogram: Tomogram, threads: int) -> float:

@@ -16,6 +16,7 @@ ADVICE: dict[str, str] = {
     "bad-box": "Give even box sizes, --crop at most --b.",
     "bad-option": "Correct the option.",
     "option-combination": "Leave out one of the two.",
+    "missing-package": "Install it: pip install 'relion_pseudosubtomo[report]'.",
     "odd-window": "An even --b times --bin agrees with RELION's own images.",
     "fractional-window": "Use one of the box sizes named, or --exact_centre, for exact scale and "
     "centre.",
@@ -80,6 +81,10 @@ ADVICE: dict[str, str] = {
     "optics-filled": "Right if the particles come from these tomograms.",
     "optics-group": "Correct the group's number, or remove data_optics to have it made.",
     "optics-disagree": "Make the two agree; images are corrected with the tomogram's values.",
+    "dialect-rotation": "Use the tomogram set of RELION's own alignment, or leave out this --for.",
+    "dialect-coordinates": "Check the tomogram sizes, or remove these particles.",
+    "dialect-name": "Rename, or leave out this --for.",
+    "average-pixel-size": "Average the tomograms of each pixel size by themselves.",
     # Trajectories
     "trajectory-missing": "Use the trajectory set of these particles, or none.",
     "trajectory-renamed": "Give the sets names of their own before they are joined, or use no "

@@ -48,6 +48,7 @@ NOMINAL_TILT = "rlnTomoNominalStageTiltAngle"
 
 # Particles
 PARTICLE_NAME = "rlnTomoParticleName"
+PARTICLE_ID = "rlnTomoParticleId"
 CENTERED_COORDINATE_XYZ = (
     "rlnCenteredCoordinateXAngst",
     "rlnCenteredCoordinateYAngst",
@@ -66,6 +67,12 @@ VISIBLE_FRAMES = "rlnTomoVisibleFrames"
 IMAGE_NAME = "rlnImageName"
 CTF_IMAGE = "rlnCtfImage"
 RANDOM_SUBSET = "rlnRandomSubset"
+GROUP_NUMBER = "rlnGroupNumber"
+CLASS_NUMBER = "rlnClassNumber"
+NORM_CORRECTION = "rlnNormCorrection"
+LOG_LIKELIHOOD = "rlnLogLikeliContribution"
+MAX_PROBABILITY = "rlnMaxValueProbDistribution"
+SIGNIFICANT_SAMPLES = "rlnNrOfSignificantSamples"
 
 # Optics
 EVEN_ZERNIKE = "rlnEvenZernike"
@@ -83,6 +90,20 @@ PARTICLE_NUMBER = "rlnParticleNumber"
 
 # This program's own, in dropped.star
 DROP_REASON = "rlnPseudoSubtomoDropReason"
+
+# Fourier shell correlation
+SPECTRAL_INDEX = "rlnSpectralIndex"
+RESOLUTION = "rlnResolution"
+ANGSTROM_RESOLUTION = "rlnAngstromResolution"
+FSC = "rlnFourierShellCorrelation"
+FINAL_RESOLUTION = "rlnFinalResolution"
+UNFILTERED_HALVES = ("rlnUnfilteredMapHalf1", "rlnUnfilteredMapHalf2")
+
+# This program's own, in average_fsc.star
+RESOLUTION_AT_HALF = "rlnPseudoSubtomoResolutionAtHalf"
+
+# This program's own, in the files of --positions2d
+VISIBLE = "rlnPseudoSubtomoVisible"
 
 # This program's own, in renamed_particles.star
 FORMER_NAME = "rlnPseudoSubtomoFormerParticleName"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +70,28 @@ def load_tomogram(
     else:
         images = mrc.map_series(tomogram.frames)
         mrc.read_ahead([images[f] for f in np.flatnonzero(used)])
+    return prepare_images(options, tomogram, index, images, used, prebin=prebin, threads=threads)
+
+
+def prepare_images(
+    options: JobOptions,
+    tomogram: Tomogram,
+    index: int,
+    images: Sequence[NDArray[Any]],
+    used: NDArray[np.bool_],
+    *,
+    prebin: int = 1,
+    threads: int = 1,
+) -> LoadedTomogram:
+    """Prebin tilt images, and compute the weights of the used frames.
+
+    Parameters
+    ----------
+    images : sequence of ndarray, shape (height, width)
+        One a frame.
+    options, tomogram, index, used, prebin, threads
+        As for `load_tomogram`.
+    """
     noise = _noise_weights(options, images, used) if options.whiten else None
     tables = make_frame_tables(
         box=options.box,
@@ -101,10 +125,10 @@ def load_tomogram(
 
 
 def _noise_weights(
-    options: JobOptions, images: list[NDArray], used: NDArray[np.bool_]
+    options: JobOptions, images: Sequence[NDArray], used: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
     noise = np.zeros((len(used), options.box // 2 + 1, options.box), np.float32)
-    for f in np.flatnonzero(used):
+    for f in np.flatnonzero(used).tolist():
         weight = noise_weight(images[f], options.window)
         noise[f] = spread_noise_weight(weight, options.box, options.binning)
     return noise

@@ -10,6 +10,20 @@ from relion_pseudosubtomo.findings import Findings
 #: Less than this from a whole number of pixels is one.
 _WHOLE_NUMBER = 1e-6
 
+#: Dialects of `--for`, and whether each reads 2D stacks; else it reads 3D pseudo-subtomograms.
+DIALECTS = {"relion4": False, "tomodrgn": True, "cryodrgn": True}
+
+#: Their folders in the output directory.
+DIALECT_FOLDERS = {name: f"for_{name}" for name in DIALECTS}
+
+#: Images that dialects have of their own, as suffixes of `particle_file`: stacks of all tilts, with
+#: zeros where the particle is not visible, and stacks that are not multiplied by the CTF.
+ALL_TILTS = f"{DIALECT_FOLDERS['tomodrgn']}/_alltilts.mrcs"
+WITHOUT_CTF = f"{DIALECT_FOLDERS['cryodrgn']}/_noctf.mrcs"
+
+#: Smallest box that has a shell besides the mean and the Nyquist frequency.
+_LEAST_AVERAGE = 4
+
 
 @dataclass(frozen=True)
 class JobOptions:
@@ -30,6 +44,8 @@ class JobOptions:
     float16: bool = False
     max_dose: float = -1.0
     min_frames: int = 1
+    common_tilts: int | None = None
+    max_missing: int | None = None
     cone_weight: bool = False
     cone_angle: float = 10.0
     cone_sig0: float = 2.0
@@ -51,8 +67,14 @@ class JobOptions:
     taper: float = 5.0
     no_center: bool = False
     sum: bool = False
+    average: bool = False
     no_writing: bool = False
+    dialects: tuple[str, ...] = ()
+    hdf5: bool = False
+    no_mrc: bool = False
     real_subtomo: bool = False
+    report: bool = False
+    positions2d: bool = False
     exact_centre: bool = False
     prebin: bool = False
     preload: bool = False
@@ -101,8 +123,40 @@ class JobOptions:
         return not (self.stack2d or self.real_subtomo)
 
     @property
+    def makes_sums(self) -> bool:
+        """Whether anything is added up over all particles."""
+        return self.sum or self.average
+
+    @property
     def image_suffixes(self) -> tuple[str, ...]:
-        """Suffixes of the files a particle gets (spec 3.1), the image first."""
+        """Suffixes of the MRC files a particle gets (spec 3.1), the image first.
+
+        `particle_file` makes paths of them; those of dialects come last.
+        """
+        return () if self.no_mrc else self.unpacked_suffixes
+
+    @property
+    def unpacked_suffixes(self) -> tuple[str, ...]:
+        """Suffixes of the MRC files without `--no_mrc`, or once `unpack` was used."""
+        return (*self.result_suffixes, *self.dialect_suffixes)
+
+    @property
+    def dialect_suffixes(self) -> tuple[str, ...]:
+        """Suffixes of the images that dialects have of their own."""
+        own = {
+            ALL_TILTS: "tomodrgn" in self.dialects,
+            WITHOUT_CTF: "cryodrgn" in self.dialects and not self.no_ctf,
+        }
+        return tuple(suffix for suffix, on in own.items() if on)
+
+    @property
+    def may_split(self) -> bool:
+        """Whether several ranks may share a tomogram: its container has one writer (spec 3.5)."""
+        return not (self.no_split or self.hdf5)
+
+    @property
+    def result_suffixes(self) -> tuple[str, ...]:
+        """What is made of a particle, by the suffixes of MRC files (spec 3.1), the image first."""
         if self.no_writing:
             return ()
         if self.stack2d:
@@ -121,11 +175,28 @@ class JobOptions:
         return tuple(suffix for suffix, on in wanted if on)
 
 
+def particle_file(stem: str, suffix: str) -> str:
+    """Return the path of a particle's file inside the output directory.
+
+    Parameters
+    ----------
+    stem : str
+        Path without suffix.
+    suffix : str
+        One of `JobOptions.image_suffixes`; a folder before it is the one that the path is in.
+    """
+    folder, slash, ending = suffix.rpartition("/")
+    return f"{folder}{slash}{stem}{ending}"
+
+
 def check_options(options: JobOptions) -> Findings:
     """Return what is wrong, or worth a warning, in the options alone (spec 1.6, 2, 2.12)."""
     findings = Findings()
     _check_numbers(options, findings)
     _check_combinations(options, findings)
+    _check_dialects(options, findings)
+    if options.average:
+        _check_average(options, findings)
     if not findings.errors:
         _check_window(options, findings)
     return findings
@@ -160,6 +231,12 @@ def _check_numbers(options: JobOptions, findings: Findings) -> None:
     for name, number in (("--max_dose", options.max_dose), ("--SNR", options.snr)):
         if not math.isfinite(number):
             findings.error("bad-option", name, expected="a number", found=number)
+    for name, count, least in (
+        ("--common_tilts", options.common_tilts, 1),
+        ("--max_missing", options.max_missing, 0),
+    ):
+        if count is not None and count < least:
+            findings.error("bad-option", name, expected=f"{least} or more", found=count)
     if options.threads is not None and options.threads < 1:
         findings.error("bad-option", "--j", expected="1 or more threads", found=options.threads)
 
@@ -178,6 +255,11 @@ def _check_combinations(options: JobOptions, findings: Findings) -> None:
         for name, wanted in only_3d.items():
             if on and wanted:
                 findings.error("option-combination", f"{mode} together with {name}, which needs 3D")
+    if options.common_tilts is not None and options.common_tilts < options.min_frames:
+        findings.error(
+            "option-combination",
+            "--common_tilts smaller than --min_frames: no particle would be left",
+        )
     if options.stack2d and options.real_subtomo:
         findings.error("option-combination", "--stack2d together with --real_subtomo")
     if options.real_subtomo and options.exact_centre:
@@ -193,8 +275,52 @@ def _check_combinations(options: JobOptions, findings: Findings) -> None:
         findings.error(
             "option-combination", "--real_subtomo together with --preload: no tilt images are read"
         )
-    if options.real_subtomo and options.no_writing:
-        findings.error("option-combination", "--real_subtomo together with --no_writing")
+    for name, wanted in (
+        ("--real_subtomo", options.real_subtomo),
+        ("--report", options.report),
+        ("--positions2d", options.positions2d),
+        ("--hdf5", options.hdf5),
+    ):
+        if wanted and options.no_writing:
+            findings.error("option-combination", f"{name} together with --no_writing")
+    if options.no_mrc and options.dialects:
+        findings.error("option-combination", "--no_mrc together with --for: dialects are MRC files")
+    if options.no_mrc and not options.hdf5:
+        findings.error("option-combination", "--no_mrc without --hdf5: no image would be written")
+
+
+def _check_dialects(options: JobOptions, findings: Findings) -> None:
+    for name in options.dialects:
+        if DIALECTS[name] and not options.stack2d:
+            reason = f"without --stack2d: {name} reads 2D stacks"
+        elif not DIALECTS[name] and not options.is_3d:
+            mode = "--stack2d" if options.stack2d else "--real_subtomo"
+            reason = f"together with {mode}: {name} reads 3D pseudo-subtomograms"
+        elif options.no_writing or options.no_mrc:
+            mode = "--no_mrc" if options.no_mrc else "--no_writing"
+            reason = f"together with {mode}: {name} reads MRC files"
+        else:
+            continue
+        findings.error("option-combination", f"--for {name} {reason}")
+
+
+def _check_average(options: JobOptions, findings: Findings) -> None:
+    for name, wanted, reason in (
+        ("--real_subtomo", options.real_subtomo, "no tilt images are read"),
+        ("--no_ctf", options.no_ctf, "an average needs the CTF"),
+        ("--no_circle_crop", options.no_circle_crop, "the background would hide the particle"),
+        ("--grid_precorr", options.grid_precorr, "the average makes that correction itself"),
+        ("--dont_apply_offsets", not options.offsets_applied, "the offsets would blur it"),
+    ):
+        if wanted:
+            findings.error("option-combination", f"--average together with {name}: {reason}")
+    if options.crop < _LEAST_AVERAGE:
+        findings.error(
+            "bad-box",
+            "--crop",
+            expected=f"{_LEAST_AVERAGE} or more with --average",
+            found=options.crop,
+        )
 
 
 def _check_window(options: JobOptions, findings: Findings) -> None:

@@ -10,14 +10,15 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io.atomic import TEMPORARY_PATTERN
+from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.fingerprint import describe_options
-from relion_pseudosubtomo.io.records import FOLDER, Record, RecordStore
+from relion_pseudosubtomo.io.records import FOLDER, Record, RecordStore, add_up
 from relion_pseudosubtomo.model import Task, TomogramSet
-from relion_pseudosubtomo.options import JobOptions
+from relion_pseudosubtomo.options import DIALECT_FOLDERS, JobOptions
+from relion_pseudosubtomo.positions import FOLDER as POSITIONS_FOLDER
+from relion_pseudosubtomo.report.store import FOLDER as REPORT_FOLDER
 from relion_pseudosubtomo.task_work import writes_records
 
 logger = logging.getLogger("relion_pseudosubtomo")
@@ -32,12 +33,18 @@ TOP_FILES = (
     "optimisation_set.star",
     "motion.star",
     "renamed_particles.star",
+    "particles.h5",
     "particles_for_class2d.star",
     "sum_data.mrc",
     "sum_weight.mrc",
     "sum_div.mrc",
+    "average.mrc",
+    "average_half1.mrc",
+    "average_half2.mrc",
+    "average_fsc.star",
     "note.txt",
     "run_summary.json",
+    "report.html",
 )
 
 
@@ -83,6 +90,7 @@ class OutputDirectory:
         self._options = options
         self._path = Path(options.output)
         self.records = RecordStore(options.output)
+        self.containers = ContainerStore(options.output)
         self._obsolete: list[Record] = []
 
     def examine(
@@ -133,6 +141,8 @@ class OutputDirectory:
             for name in record.files() if self._options.overwrite else ():
                 (self._path / name).unlink(missing_ok=True)
             self.records.remove(record)
+        if self._options.overwrite:
+            self.containers.remove_all()
         self.remove_temporary_files()
         if self._options.only_tomogram is not None and (self._path / "particles.star").exists():
             logger.warning(
@@ -143,6 +153,27 @@ class OutputDirectory:
         for name in TOP_FILES:  # stale until everything is done again
             if name != "note.txt" or self._options.pipeline_control is None:  # else RELION's own
                 (self._path / name).unlink(missing_ok=True)
+        for path in (self._path / POSITIONS_FOLDER).rglob("*.star"):
+            path.unlink()
+        for name in DIALECT_FOLDERS.values():
+            for pattern in ("*.star", "tilt_series/**/*.star"):
+                for path in list((self._path / name).glob(pattern)):
+                    path.unlink()
+        if self._options.overwrite:
+            shutil.rmtree(self._path / REPORT_FOLDER, ignore_errors=True)
+
+    def settle_containers(
+        self, tomogram_set: TomogramSet, tasks: tuple[Task, ...], completed: Completed
+    ) -> None:
+        """Bring each container where its completion records say that it belongs."""
+        for task in tasks:
+            name, missing = tomogram_set.tomograms[task.tomogram].name, completed.missing(task)
+            if missing == ((0, len(task)),):
+                self.containers.remove(name)
+            elif missing:
+                self.containers.reopen(name)
+            else:
+                self.containers.finish(name)
 
     def _trusted(self, record: Record, task: Task, fingerprint: str) -> bool:
         return (
@@ -150,13 +181,18 @@ class OutputDirectory:
             and 0 <= record.first < record.stop <= len(task)
             and record.stems == task.stems[record.first : record.stop]
             and record.suffixes == self._options.image_suffixes
-            and self.records.is_intact(record, with_sums=self._options.sum)
+            and self.records.is_intact(record, with_sums=self._options.makes_sums)
+            and (
+                not self._options.hdf5
+                or self.containers.is_intact(record.tomogram, record.fingerprint)
+            )
         )
 
     def remove_temporary_files(self) -> None:
         """Remove what a killed run or rank left half-written; nobody else may be writing."""
-        for folder in (self._path / "Subtomograms", self._path / FOLDER):
-            for path in folder.rglob(TEMPORARY_PATTERN):
+        dialects = DIALECT_FOLDERS.values()
+        for name in ("Subtomograms", FOLDER, REPORT_FOLDER, POSITIONS_FOLDER, *dialects):
+            for path in (self._path / name).rglob(TEMPORARY_PATTERN):
                 path.unlink(missing_ok=True)
         for path in self._path.glob(TEMPORARY_PATTERN):
             path.unlink(missing_ok=True)
@@ -221,10 +257,9 @@ class OutputDirectory:
             n_clipped=sum(part.n_clipped for part in parts),
             n_not_finite=sum(part.n_not_finite for part in parts),
         )
-        sums = None
-        if self._options.sum:
-            data, weight = zip(*(self.records.read_sums(part) for part in parts), strict=True)
-            sums = np.sum(data, axis=0), np.sum(weight, axis=0)
+        sums = {}
+        if self._options.makes_sums:
+            sums = add_up(self.records.read_sums(part) for part in parts)
         self.records.write(whole, sums)
         for part in parts:
             self.records.remove(part)

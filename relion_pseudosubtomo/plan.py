@@ -20,10 +20,20 @@ from relion_pseudosubtomo.placement import Placement, place_particles
 OUTSIDE = "outside the image in all frames"
 FEW_VISIBLE = "too few visible frames"
 FEW_WITHIN_DOSE = "too few visible frames within the maximum dose"
+MANY_MISSING = "invisible in too many frames within the maximum dose"
+NOT_COMMON = "not visible in all of the common tilts"
 UNKNOWN_TOMOGRAM = "tomogram not in the tomogram set"
 FAILED_TOMOGRAM = "tomogram failed"
 #: Every reason for which a particle is left out; a particle gets the first that holds.
-DROP_REASONS = (UNKNOWN_TOMOGRAM, FAILED_TOMOGRAM, OUTSIDE, FEW_VISIBLE, FEW_WITHIN_DOSE)
+DROP_REASONS = (
+    UNKNOWN_TOMOGRAM,
+    FAILED_TOMOGRAM,
+    OUTSIDE,
+    FEW_VISIBLE,
+    FEW_WITHIN_DOSE,
+    MANY_MISSING,
+    NOT_COMMON,
+)
 
 
 @dataclass(frozen=True)
@@ -124,10 +134,9 @@ def make_plan(
             continue
         shifts = None if trajectories is None else trajectories.stack(rows)
         placed = place_particles(options, tomogram, particle_set, shifts, rows)
-        radius = options.binning * options.crop / 2
-        inside = is_inside_image(placed.image_point, tomogram.image_size_xy, radius)
-        visible = inside & within_dose(options, tomogram)
-        kept = _judge(options, rows, inside, visible, reasons)
+        inside = inside_frames(options, tomogram, placed)
+        visible = inside & usable_frames(options, tomogram)
+        kept = _judge(options, tomogram, rows, inside, reasons)
         seen.append(_shares(tomogram, placed))
         if kept.any():
             names = tuple(stems[row] for row in rows[kept])
@@ -164,6 +173,20 @@ def leave_out_tasks(plan: Plan, numbers: set[int]) -> Plan:
     )
 
 
+def take_task(plan: Plan, number: int) -> Plan:
+    """Return the plan of one task alone; nothing is dropped in it."""
+    first = sum(len(task) for task in plan.tasks[:number])
+    rows = slice(first, first + len(plan.tasks[number]))
+    return replace(
+        plan,
+        tasks=(plan.tasks[number],),
+        dropped_rows=np.zeros(0, np.int64),
+        dropped_reasons=(),
+        position=plan.position[rows],
+        particle_rotation=plan.particle_rotation[rows],
+    )
+
+
 def output_stems(particle_set: ParticleSet, tomogram_set: TomogramSet) -> list[str]:
     """Return each particle's output path without suffix, inside the output directory (spec 3.1)."""
     names = particle_set.names
@@ -183,6 +206,12 @@ def output_stems(particle_set: ParticleSet, tomogram_set: TomogramSet) -> list[s
     return stems
 
 
+def inside_frames(options: JobOptions, tomogram: Tomogram, placed: Placement) -> NDArray[np.bool_]:
+    """Return in which frames the cropped box is inside, shape (m, n_frames) (spec 2.3)."""
+    radius = options.binning * options.crop / 2
+    return is_inside_image(placed.image_point, tomogram.image_size_xy, radius)
+
+
 def within_dose(options: JobOptions, tomogram: Tomogram) -> NDArray[np.bool_]:
     """Return which frames are within the maximum dose, shape (n_frames,)."""
     if options.max_dose <= 0:
@@ -190,24 +219,47 @@ def within_dose(options: JobOptions, tomogram: Tomogram) -> NDArray[np.bool_]:
     return tomogram.pre_exposure <= options.max_dose
 
 
+def common_tilts(options: JobOptions, tomogram: Tomogram) -> NDArray[np.bool_]:
+    """Return the frames of `--common_tilts`, shape (n_frames,): those of the lowest dose, or all.
+
+    Of frames with the same dose the first in the series count.
+    """
+    chosen = np.ones(tomogram.n_frames, dtype=bool)
+    if options.common_tilts is not None:
+        chosen[np.argsort(tomogram.pre_exposure, kind="stable")[options.common_tilts :]] = False
+    return chosen
+
+
+def usable_frames(options: JobOptions, tomogram: Tomogram) -> NDArray[np.bool_]:
+    """Return the frames that are used wherever the particle is inside them, shape (n_frames,)."""
+    return within_dose(options, tomogram) & common_tilts(options, tomogram)
+
+
 def _judge(
     options: JobOptions,
+    tomogram: Tomogram,
     rows: NDArray[np.int64],
     inside: NDArray[np.bool_],
-    visible: NDArray[np.bool_],
     reasons: dict[int, str],
 ) -> NDArray[np.bool_]:
     """Return which rows are kept; note the reason of each that is not."""
+    within = within_dose(options, tomogram)
+    visible = inside & within
     n_inside, n_visible = inside.sum(axis=1), visible.sum(axis=1)
-    kept = n_visible >= options.min_frames
+    failed = {
+        OUTSIDE: n_inside == 0,
+        FEW_VISIBLE: n_inside < options.min_frames,
+        FEW_WITHIN_DOSE: n_visible < options.min_frames,
+    }
+    if options.max_missing is not None:
+        failed[MANY_MISSING] = within.sum() - n_visible > options.max_missing
+    if options.common_tilts is not None:
+        # also where the tomogram has fewer frames than that
+        n_common = (visible & common_tilts(options, tomogram)).sum(axis=1)
+        failed[NOT_COMMON] = n_common < options.common_tilts
+    kept = ~np.any(list(failed.values()), axis=0)
     for i in np.flatnonzero(~kept):
-        if n_inside[i] == 0:
-            reason = OUTSIDE
-        elif n_inside[i] < options.min_frames:
-            reason = FEW_VISIBLE
-        else:
-            reason = FEW_WITHIN_DOSE
-        reasons[int(rows[i])] = reason
+        reasons[int(rows[i])] = next(reason for reason, holds in failed.items() if holds[i])
     return kept
 
 

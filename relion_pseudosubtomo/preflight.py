@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from relion_pseudosubtomo.dialects import check_dialects
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings, list_first
+from relion_pseudosubtomo.io.containers import CONTAINER_SUFFIX, container_name
 from relion_pseudosubtomo.io.fingerprint import FLAGS, describe_options
 from relion_pseudosubtomo.io.lock import find_holder
 from relion_pseudosubtomo.io.optimisation_set import resolve
@@ -18,13 +20,23 @@ from relion_pseudosubtomo.io.particles import make_particle_set, read_particle_t
 from relion_pseudosubtomo.io.records import RecordStore
 from relion_pseudosubtomo.io.tomograms import read_tomogram_set
 from relion_pseudosubtomo.io.trajectories import check_trajectory_file, read_trajectories
-from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet, Trajectories
+from relion_pseudosubtomo.model import (
+    OptimisationSet,
+    ParticleSet,
+    Tomogram,
+    TomogramSet,
+    Trajectories,
+)
 from relion_pseudosubtomo.options import JobOptions, check_options
 from relion_pseudosubtomo.plan import Plan, make_plan
+from relion_pseudosubtomo.report.packages import missing_packages
 from relion_pseudosubtomo.summary import drop_lines, judge_coordinates
 
 _RESULT_FILES = ("particles.star", "optimisation_set.star")
 _IMAGE_FOLDER = "Subtomograms"
+
+#: Relative difference of pixel sizes from which particles do not fit each other.
+AVERAGE_PIXEL_SIZES = 0.01
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,9 @@ def check_job(options: JobOptions) -> tuple[Findings, JobInput | None, Plan | No
     """
     findings = check_options(options)
     are_options_good = not findings.errors
+    missing = missing_packages() if options.report else []
+    if missing:
+        findings.error("missing-package", f"--report needs {', '.join(missing)}", found="none")
     check_output_directory(options, findings)
     n_errors = len(findings.errors)
     job = _read(options, findings)
@@ -104,19 +119,39 @@ def _plan(options: JobOptions, job: JobInput, findings: Findings) -> Plan | None
     except InputError as error:
         findings.error("same-file", str(error))
         return None
-    clash = _find_file_for_folder(options, plan)
+    clash = _find_file_for_folder(options, job.tomogram_set.tomograms, plan)
     if clash is not None:
         findings.error("same-file", f"{clash} has to be a file and a folder", file=path)
     looks = judge_coordinates(plan, len(job.particle_set))
     if looks is not None:
         findings.warning("coordinates", looks, file=path)
-    if not plan.tasks:
+    if options.average:
+        _check_average(job, plan, findings)
+    if plan.tasks:
+        check_dialects(options, job.tomogram_set, plan, findings)
+    else:
         found = "; ".join(drop_lines(plan))
         findings.error("nothing-left", "no particle is left to extract", file=path, found=found)
     return plan
 
 
-def _find_file_for_folder(options: JobOptions, plan: Plan) -> str | None:
+def _check_average(job: JobInput, plan: Plan, findings: Findings) -> None:
+    """Check that one average can hold all particles."""
+    tomograms = [job.tomogram_set.tomograms[task.tomogram] for task in plan.tasks]
+    sizes = sorted({tomogram.pixel_size for tomogram in tomograms})
+    if sizes and sizes[-1] > sizes[0] * (1 + AVERAGE_PIXEL_SIZES):
+        findings.error(
+            "average-pixel-size",
+            "--average of tomograms with several pixel sizes",
+            file=job.tomogram_set.path,
+            expected="one",
+            found=list_first(f"{size:g}" for size in sizes),
+        )
+
+
+def _find_file_for_folder(
+    options: JobOptions, tomograms: tuple[Tomogram, ...], plan: Plan
+) -> str | None:
     """Return a path that is one particle's file and the folder of others; None for sound names."""
     folders: set[str] = set()
     stems = [stem for task in plan.tasks for stem in task.stems]
@@ -124,10 +159,13 @@ def _find_file_for_folder(options: JobOptions, plan: Plan) -> str | None:
         while folder not in folders and folder:
             folders.add(folder)
             folder = os.path.dirname(folder)
-    suspects = {folder for folder in folders if folder.endswith(options.image_suffixes)}
+    endings = tuple(suffix.rpartition("/")[2] for suffix in options.unpacked_suffixes)
+    suspects = {folder for folder in folders if folder.endswith((*endings, CONTAINER_SUFFIX))}
     if not suspects:
         return None
-    files = {stem + suffix for stem in stems for suffix in options.image_suffixes}
+    files = {stem + ending for stem in stems for ending in endings}
+    if options.hdf5:
+        files |= {container_name(tomograms[task.tomogram].name) for task in plan.tasks}
     return min(suspects & files, default=None)
 
 

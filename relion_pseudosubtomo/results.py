@@ -15,35 +15,34 @@ import numpy as np
 
 from relion_pseudosubtomo import __version__, merge
 from relion_pseudosubtomo.core import volumes
+from relion_pseudosubtomo.dialects import write_dialects
+from relion_pseudosubtomo.dialects.tables import StandardTables
 from relion_pseudosubtomo.io import atomic, mrc, particles, star
+from relion_pseudosubtomo.io.containers import JOINED, container_name
 from relion_pseudosubtomo.io.optimisation_set import write_optimisation_set
-from relion_pseudosubtomo.io.records import Record, RecordStore
 from relion_pseudosubtomo.io.trajectories import write_trajectories
+from relion_pseudosubtomo.model import Sums, TomogramSet
+from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.plan import Plan
+from relion_pseudosubtomo.positions import FOLDER, position_columns, project_particles
 from relion_pseudosubtomo.preflight import JobInput
 from relion_pseudosubtomo.summary import RunSummary
+from relion_pseudosubtomo.worker import make_folder
 
 
-def write_sums(
-    options: JobOptions, voxel_size: float, store: RecordStore, records: list[Record]
-) -> None:
-    """Write the sums of all particles (`--sum`, spec 2.10) from the partial sums.
+def write_sums(options: JobOptions, voxel_size: float, sums: Sums) -> None:
+    """Write the sums of all particles (`--sum`, spec 2.10).
 
     Parameters
     ----------
     options : JobOptions
     voxel_size : float
         Of the pseudo-subtomograms, Angstrom.
-    store : RecordStore
-    records : list of Record
-        All that count, each particle once; added up in this order.
+    sums : Sums
+        Of all particles.
     """
-    data, weight = store.read_sums(records[0])
-    for record in records[1:]:
-        partial_data, partial_weight = store.read_sums(record)
-        data, weight = data + partial_data, weight + partial_weight
-    summed, weights = np.asarray(data, np.float32), np.asarray(weight, np.float32)
+    summed, weights = (np.asarray(sums[name], np.float32) for name in ("data", "weight"))
     for name, volume in (
         ("sum_data.mrc", summed),
         ("sum_weight.mrc", volumes.expand_centred(weights)),
@@ -73,9 +72,42 @@ def write_tables(options: JobOptions, job: JobInput, plan: Plan) -> None:
         class2d = merge.merge_class2d(tomogram_set, plan, rows)
         path = output / "particles_for_class2d.star"
         particles.write_particle_file(path, general, optics, class2d)
-    particles.write_particle_file(output / "particles.star", general, optics, rows)
+    if options.hdf5:
+        _join_containers(options, tomogram_set, plan, (general, optics, rows))
     merged = merge.merge_optimisation_set(options, job.optimisation_set, plan)
+    write_dialects(
+        StandardTables(options, particle_set, tomogram_set, plan, merged, general, optics, rows)
+    )
+    particles.write_particle_file(output / "particles.star", general, optics, rows)
     write_optimisation_set(output / "optimisation_set.star", merged)
+
+
+def write_positions(options: JobOptions, job: JobInput, plan: Plan) -> None:
+    """Write where each particle lies in each tilt image, a file a tomogram (`--positions2d`)."""
+    folder = Path(options.output, FOLDER)
+    names = job.particle_set.names
+    for projected in project_particles(
+        options, job.tomogram_set, job.particle_set, job.trajectories, plan
+    ):
+        path = folder / f"{projected.tomogram.name}.star"
+        make_folder(path.parent)
+        columns = position_columns(projected, names[projected.rows])
+        star.write_star(path, [star.StarTable("positions", columns)])
+
+
+def _join_containers(
+    options: JobOptions,
+    tomogram_set: TomogramSet,
+    plan: Plan,
+    tables: tuple[dict[str, str], Columns, Columns],
+) -> None:
+    """Write particles.h5, which joins the containers of whole tomograms (spec 3.5)."""
+    from relion_pseudosubtomo.io import hdf5  # most jobs need not wait for the library
+
+    general, optics, rows = tables
+    names = [container_name(tomogram_set.tomograms[task.tomogram].name) for task in plan.tasks]
+    joined = hdf5.Tables(general, optics, tuple(rows))
+    hdf5.join(Path(options.output, JOINED), names, joined)
 
 
 def write_note(options: JobOptions, command: list[str], ranks: int, threads: int) -> None:

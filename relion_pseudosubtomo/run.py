@@ -12,11 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from relion_pseudosubtomo import merge
+from relion_pseudosubtomo.average_results import write_average
 from relion_pseudosubtomo.core import kernels
-from relion_pseudosubtomo.estimate import choose_prebin, rank_memory, task_bytes, task_seconds
+from relion_pseudosubtomo.errors import PseudoSubtomoError
+from relion_pseudosubtomo.estimate import (
+    choose_prebin,
+    rank_memory,
+    table_memory,
+    task_bytes,
+    task_seconds,
+)
 from relion_pseudosubtomo.io.fingerprint import fingerprint_task
 from relion_pseudosubtomo.io.lock import DirectoryLock
+from relion_pseudosubtomo.io.records import Record, add_up
 from relion_pseudosubtomo.model import TaskResult, Tomogram
+from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.output_directory import Completed, OutputDirectory
 from relion_pseudosubtomo.parallel.coordinate import News
@@ -24,10 +34,18 @@ from relion_pseudosubtomo.parallel.schedule import TaskCost
 from relion_pseudosubtomo.parallel.work import Outcome, Piece
 from relion_pseudosubtomo.parallel.world import Pool
 from relion_pseudosubtomo.pipeline import PipelineControl
-from relion_pseudosubtomo.plan import Plan, leave_out_tasks
+from relion_pseudosubtomo.plan import Plan, leave_out_tasks, take_task
+from relion_pseudosubtomo.positions import project_particles
 from relion_pseudosubtomo.preflight import JobInput, check_unchanged, read_and_check
 from relion_pseudosubtomo.progress import Progress
-from relion_pseudosubtomo.results import write_note, write_summary, write_sums, write_tables
+from relion_pseudosubtomo.report.geometry import write_facts, write_geometry
+from relion_pseudosubtomo.results import (
+    write_note,
+    write_positions,
+    write_summary,
+    write_sums,
+    write_tables,
+)
 from relion_pseudosubtomo.summary import (
     RunSummary,
     count_dropped,
@@ -119,8 +137,9 @@ def _print_plan(options: JobOptions, job: JobInput, plan: Plan, ranks: int, thre
     for line in plan_lines(plan, [t.name for t in tomograms], n_bytes, work, ranks):
         logger.info("%s", line)
     n_files = len(plan.kept_rows) * len(options.image_suffixes)
-    memory = rank_memory(options, tomograms, threads)
-    logger.info("%d image files; private memory %.2f GB a rank", n_files, memory / 1e9)
+    n_files += len(plan.tasks) if options.hdf5 else 0
+    memory = _memory_text(options, job, tomograms, threads)
+    logger.info("%d image files; private memory %s", n_files, memory)
     folder = Path(options.output).absolute()
     while not folder.exists():
         folder = folder.parent
@@ -128,6 +147,15 @@ def _print_plan(options: JobOptions, job: JobInput, plan: Plan, ranks: int, thre
     if sum(n_bytes) > free:
         logger.warning("Disk space: only %.2f GB are free", free / 1e9)
     logger.info("Dry run: nothing was written.")
+
+
+def _memory_text(
+    options: JobOptions, job: JobInput, tomograms: list[Tomogram], threads: int
+) -> str:
+    """Return how much memory of their own the ranks need."""
+    memory, tables = rank_memory(options, tomograms, threads), table_memory(job.particle_set)
+    text = f"{memory / 1e9:.2f} GB a rank"
+    return f"{text}, {tables / 1e9:.2f} GB more on rank 0 for the tables" if tables > 5e7 else text
 
 
 @dataclass
@@ -181,10 +209,10 @@ class Extraction:
         costs = self._costs(start.threads)
         self.directory.check_space(self._bytes_to_write())
         self.directory.begin()
-        logger.info(
-            "Private memory: about %.2f GB a rank",
-            rank_memory(self.options, self._tomograms(), start.threads) / 1e9,
-        )
+        if self.options.hdf5:
+            self.directory.settle_containers(self.job.tomogram_set, self.plan.tasks, self.completed)
+        memory = _memory_text(self.options, self.job, self._tomograms(), start.threads)
+        logger.info("Private memory: about %s", memory)
         began = time.perf_counter()
 
         def describe(piece: Piece) -> TaskInput:
@@ -196,9 +224,7 @@ class Extraction:
         shared = SharedJob(self.options, self.job.tomogram_set, self.job.particle_set.optics)
         left = len(self.plan.kept_rows) - self.summary.n_done_before
         with Progress(left) as progress:
-            for news in pool.run(
-                shared, costs, describe, split=not self.options.no_split, stop=stop
-            ):
+            for news in pool.run(shared, costs, describe, split=self.options.may_split, stop=stop):
                 progress.advance(news.n_items)
                 self._take(news)
         self.seconds = time.perf_counter() - began
@@ -268,7 +294,17 @@ class Extraction:
             np.any(whole.visible, axis=0),
             fingerprint,
             choose_prebin(self.options, self.job.tomogram_set.tomograms[whole.tomogram], whole),
+            self._rows_for_container(piece),
         )
+
+    def _rows_for_container(self, piece: Piece) -> Columns:
+        """Return a tomogram's rows of particles.star where its container is to be begun."""
+        is_whole = piece.stop - piece.start == len(self.plan.tasks[piece.task])
+        if not (self.options.hdf5 and is_whole):
+            return {}
+        alone = take_task(self.plan, piece.task)
+        job = self.job
+        return merge.merge_particles(self.options, job.particle_set, job.tomogram_set, alone)
 
     def _take(self, news: News) -> None:
         """Note what a rank reports."""
@@ -302,6 +338,8 @@ class Extraction:
                 logger.debug("%s", outcome.details)
         elif outcome.n_done:
             self.completed.add(piece.task, piece.start, piece.start + outcome.n_done)
+            if self.options.hdf5 and not self.completed.missing(self.plan.tasks[piece.task]):
+                self.directory.containers.finish(name)
             self.summary.add(name, rank, outcome.result)
             _log_result(name, rank, len(self.plan.tasks[piece.task]), outcome.result)
 
@@ -346,6 +384,8 @@ def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
             logger.warning("Merged without failed tomograms: %s", ", ".join(summary.failures))
         if not options.no_writing:
             logger.info("Wrote %s", merge.output_path(options, "particles.star"))
+        if options.report:
+            _make_report(options)
         return EXIT_DONE
     return _say_why_not_merged(start, run)
 
@@ -354,16 +394,55 @@ def _merge(options: JobOptions, start: Start, run: Extraction, plan: Plan) -> No
     """Write everything that needs all ranks' work, the STAR files last."""
     if run.summary.lost_ranks:
         run.directory.remove_temporary_files()
+    records: list[Record] = []
     if writes_records(options):
         records = run.directory.join_records(run.job.tomogram_set, plan.tasks)
-        if options.sum:
-            tomogram = run.job.tomogram_set.tomograms[plan.tasks[0].tomogram]
-            voxel_size = options.binning * tomogram.pixel_size
-            write_sums(options, voxel_size, run.directory.records, records)
+        if options.makes_sums:
+            _write_sums(options, run, plan, records)
     if not options.no_writing:
         if not start.control.active:
             write_note(options, start.command, run.summary.ranks, start.threads)
+        if options.positions2d:
+            write_positions(options, run.job, plan)
+        if options.report:
+            _write_for_report(options, start, run, plan, records)
         write_tables(options, run.job, plan)
+
+
+def _write_sums(options: JobOptions, run: Extraction, plan: Plan, records: list[Record]) -> None:
+    """Add up the partial sums beside the records, and write what comes of them."""
+    sums = add_up(run.directory.records.read_sums(record) for record in records)
+    tomogram = run.job.tomogram_set.tomograms[plan.tasks[0].tomogram]
+    voxel_size = options.binning * tomogram.pixel_size
+    if options.sum:
+        write_sums(options, voxel_size, sums)
+    if options.average:
+        run.summary.average = write_average(options, voxel_size, sums)
+
+
+def _write_for_report(
+    options: JobOptions, start: Start, run: Extraction, plan: Plan, records: list[Record]
+) -> None:
+    """Leave beside what the workers collected what the report tells of the run and its plan."""
+    job = run.job
+    write_facts(options, start.command, [finding.text for finding in job.findings])
+    projected = project_particles(
+        options, job.tomogram_set, job.particle_set, job.trajectories, plan
+    )
+    fingerprints = {record.tomogram: record.fingerprint for record in records}
+    write_geometry(options, projected, fingerprints)
+
+
+def _make_report(options: JobOptions) -> None:
+    """Make the page; the results are good without it."""
+    from relion_pseudosubtomo.report.page import make_report  # its packages are an extra
+
+    try:
+        logger.info("Wrote %s", make_report(options.output))
+    except (PseudoSubtomoError, OSError) as error:
+        logger.warning(
+            "No report: %s. Make it with relion_pseudosubtomo report %s", error, options.output
+        )
 
 
 def _say_why_not_merged(start: Start, run: Extraction) -> int:

@@ -115,6 +115,8 @@ class RunSummary:
         What failed and why, by tomogram.
     tomograms : list of dict
         Particles and seconds of each piece of work.
+    average : dict of str to float or None
+        Resolution of `--average` in Angstrom by FSC threshold; None where there is none.
     """
 
     n_particles: int
@@ -136,6 +138,7 @@ class RunSummary:
     lost_ranks: list[int] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     tomograms: list[dict[str, Any]] = field(default_factory=list)
+    average: dict[str, float | None] = field(default_factory=dict)
 
     def add(self, name: str, rank: int, result: TaskResult) -> None:
         """Add what was done for a tomogram, or a part of it."""
@@ -179,6 +182,10 @@ class RunSummary:
             f"private memory {peak / 1e9:.2f} GB a rank",
         ]
         lines += [f"Dropped {n}: {reason}" for reason, n in self.dropped.items()]
+        if self.average:
+            shown = {level: f"{at:.2f} A" if at else "none" for level, at in self.average.items()}
+            text = ", ".join(f"{resolution} at FSC {level}" for level, resolution in shown.items())
+            lines.append(f"Resolution of the average: {text} (average_fsc.star)")
         lines += [f"Lost rank {rank}: its work was done by others" for rank in self.lost_ranks]
         return lines + [f"Failed {name}: {why}" for name, why in self.failures.items()]
 

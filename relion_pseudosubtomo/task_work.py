@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from relion_pseudosubtomo.estimate import particle_bytes
+from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.records import Record, RecordStore
 from relion_pseudosubtomo.model import TaskResult
 from relion_pseudosubtomo.options import JobOptions
@@ -36,8 +37,11 @@ class TaskWork:
     def do(self, given: TaskInput, control: Control) -> tuple[int, TaskResult]:
         """Extract a piece; return how many particles were done, and what was counted."""
         task, total = given.task, TaskResult(given.task.number, given.task.first)
+        if given.columns:
+            self._begin_container(given)
         # partial sums are large: one record a piece is enough then
-        chunk = len(task) if self._job.options.sum else CHUNK_PER_THREAD * self._threads
+        makes_sums = self._job.options.makes_sums
+        chunk = len(task) if makes_sums else CHUNK_PER_THREAD * self._threads
         for start in range(0, len(task), chunk):
             part = given.part(start, min(start + chunk, len(task)))
             result = self._worker.do_task(part, control.stopped, control.count_item)
@@ -47,6 +51,17 @@ class TaskWork:
             if control.stopped():
                 break
         return total.n_particles, total
+
+    def _begin_container(self, given: TaskInput) -> None:
+        """Lay out the container of a tomogram of which nothing is done."""
+        from relion_pseudosubtomo.io import hdf5  # most jobs need not wait for the library
+
+        options = self._job.options
+        tomogram = self._job.tomogram_set.tomograms[given.task.tomogram]
+        content = hdf5.Content(options, tomogram, given.task, given.columns, given.fingerprint)
+        ContainerStore(options.output).create(
+            tomogram.name, lambda path: hdf5.lay_out(path, content)
+        )
 
     def _record(self, given: TaskInput, result: TaskResult) -> None:
         if self._records is None:
@@ -76,4 +91,4 @@ class TaskWork:
 
 def writes_records(options: JobOptions) -> bool:
     """Return whether a run leaves anything that a later run could continue."""
-    return not options.no_writing or options.sum
+    return not options.no_writing or options.makes_sums

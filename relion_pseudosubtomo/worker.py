@@ -7,14 +7,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from relion_pseudosubtomo.accumulate import Accumulators
 from relion_pseudosubtomo.core import realspace, volumes
 from relion_pseudosubtomo.core.aberrations import aberration_phase
 from relion_pseudosubtomo.core.frames import slice_frequencies
@@ -28,6 +30,7 @@ from relion_pseudosubtomo.core.subtomogram import (
 )
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io import mrc
+from relion_pseudosubtomo.io.containers import ContainerStore, ContainerWriter
 from relion_pseudosubtomo.loading import LoadedTomogram, load_tomogram
 from relion_pseudosubtomo.model import (
     OpticsGroups,
@@ -37,8 +40,17 @@ from relion_pseudosubtomo.model import (
     Tomogram,
     TomogramSet,
 )
-from relion_pseudosubtomo.options import JobOptions, real_box_size
+from relion_pseudosubtomo.model.particle_set import Columns
+from relion_pseudosubtomo.options import (
+    ALL_TILTS,
+    WITHOUT_CTF,
+    JobOptions,
+    particle_file,
+    real_box_size,
+)
 from relion_pseudosubtomo.placement import Placement, place_particles
+from relion_pseudosubtomo.report.collect import Collector
+from relion_pseudosubtomo.report.store import ReportStore
 
 #: (suffix, array, voxel size) of one output file.
 OutputFile = tuple[str, NDArray[np.float32], float]
@@ -78,6 +90,8 @@ class TaskInput:
         Of the tomogram's whole task, for the completion records.
     prebin : int
         Factor by which the tomogram's tilt images are made smaller first; 1 leaves them.
+    columns : Columns
+        Rows of particles.star for the container; empty unless one is to be begun.
     """
 
     task: Task
@@ -86,6 +100,7 @@ class TaskInput:
     used: NDArray[np.bool_]
     fingerprint: str
     prebin: int
+    columns: Columns = field(default_factory=dict)
 
     def part(self, start: int, stop: int) -> TaskInput:
         """Return particles `start` to `stop` of this task."""
@@ -121,21 +136,7 @@ class Worker:
 
     @cached_property
     def _settings(self) -> ExtractionSettings:
-        options = self._job.options
-        return ExtractionSettings(
-            box=options.box,
-            crop=options.crop,
-            window=options.window,
-            binning=options.binning,
-            stack2d=options.stack2d,
-            apply_ctf=not options.no_ctf,
-            invert_contrast=not options.no_ic,
-            circle_crop=not options.no_circle_crop,
-            circle_precrop=options.circle_precrop,
-            grid_precorr=options.grid_precorr,
-            cone=(options.cone_angle, options.cone_sig0) if options.cone_weight else None,
-            exact_scale=options.exact_centre and options.has_fractional_window,
-        )
+        return extraction_settings(self._job.options)
 
     def prefetch(self, given: TaskInput) -> None:
         """Load the tomogram of a task that comes next; at most two are kept."""
@@ -183,21 +184,48 @@ class Worker:
         started = time.perf_counter()
         prepare = self._prepare_real if self._job.options.real_subtomo else self._prepare
         extract = prepare(given)
+        collector = self._start_collecting(given) if self._job.options.report else None
         result.seconds_loading = time.perf_counter() - started
         started = time.perf_counter()
-        share = Share(result, iter(range(len(task))), stop, on_particle)
-        with ThreadPoolExecutor(self._threads) as pool:
+        sums = Accumulators(self._job.options, self._settings.average_scale)
+        share = Share(result, iter(range(len(task))), stop, on_particle, sums)
+        with self._open_container(task) as container, ThreadPoolExecutor(self._threads) as pool:
             jobs = [
-                pool.submit(self._do_share, task, share, extract)
+                pool.submit(self._do_share, task, share, extract, collector, container)
                 for _ in range(min(self._threads, len(task)))
             ]
         for job in jobs:
             job.result()
+        if collector is not None:
+            collector.write(ReportStore(self._job.options.output), result.n_particles)
+        result.sums = sums.finish()
         result.seconds_extracting = time.perf_counter() - started
         return result
 
+    def _start_collecting(self, given: TaskInput) -> Collector:
+        """Return what collects for `--report` from the particles of a task."""
+        options, task = self._job.options, given.task
+        tomogram = self._job.tomogram_set.tomograms[task.tomogram]
+        images = None if options.real_subtomo else self._load(given).images
+        with images_may_fail(tomogram.name):
+            return Collector(
+                tomogram, task, given.used, given.fingerprint, images, is_3d=options.is_3d
+            )
+
+    def _open_container(self, task: Task) -> AbstractContextManager[ContainerWriter | None]:
+        options = self._job.options
+        if not options.hdf5:
+            return nullcontext()
+        name = self._job.tomogram_set.tomograms[task.tomogram].name
+        return ContainerStore(options.output).open(name)
+
     def _do_share(
-        self, task: Task, share: Share, extract: Callable[[int, Share], list[OutputFile]]
+        self,
+        task: Task,
+        share: Share,
+        extract: Callable[[int, Share], list[OutputFile]],
+        collector: Collector | None,
+        container: ContainerWriter | None,
     ) -> None:
         """Extract and write particles until none is left; runs in each thread."""
         try:
@@ -205,8 +233,10 @@ class Worker:
             for i in share.take_particles():
                 with images_may_fail(name):
                     files = extract(i, share)
+                if collector is not None:
+                    collector.add(i, files[0][1])
                 started = time.perf_counter()
-                n_bytes, n_clipped = self._write(task.stems[i], files)
+                n_bytes, n_clipped = self._save(task, i, files, container)
                 share.count(n_bytes, n_clipped, time.perf_counter() - started)
         except BaseException:
             share.fail()
@@ -227,18 +257,44 @@ class Worker:
         def extract(i: int, share: Share) -> list[OutputFile]:
             extractor = share.extractor(settings, free)
             seen = extractor.n_not_finite
-            arguments = (loaded.images, loaded.tables, views[i], aberrations[int(groups[i])])
+            half = int(given.particles.half[i])
+            average = share.sums.slice_target(half, tomogram.projections, views[i])
+            arguments = (
+                loaded.images,
+                loaded.tables,
+                views[i],
+                aberrations[int(groups[i])],
+                average,
+            )
             if options.stack2d:
-                files = [("_stack2d.mrcs", extractor.extract_stack(*arguments), voxel)]
+                files = self._extract_stacks(extractor, arguments, voxel)
             else:
                 subtomogram = extractor.extract_subtomogram(*arguments)
                 if options.sum:
-                    share.add_sums(subtomogram)
+                    share.sums.add_subtomogram(subtomogram)
                 files = [] if options.no_writing else volume_files(options, subtomogram, voxel)
             share.count_not_finite(extractor.n_not_finite - seen)
             return [] if options.no_writing else files
 
         return extract
+
+    def _extract_stacks(
+        self, extractor: ParticleExtractor, arguments: tuple[Any, ...], voxel: float
+    ) -> list[OutputFile]:
+        """Return the stack of a particle, and those that dialects have of their own."""
+        wanted, n = self._job.options.dialect_suffixes, self._job.options.crop
+        images, tables, view, aberrations, average = arguments
+        visible: NDArray[np.bool_] = view.visible
+        without_ctf = None
+        if WITHOUT_CTF in wanted:
+            without_ctf = np.empty((int(visible.sum()), n, n), np.float32)
+        stack = extractor.extract_stack(images, tables, view, aberrations, average, without_ctf)
+        files: list[OutputFile] = [("_stack2d.mrcs", stack, voxel)]
+        if ALL_TILTS in wanted:
+            files.append((ALL_TILTS, spread_frames(stack, visible), voxel))
+        if without_ctf is not None:
+            files.append((WITHOUT_CTF, without_ctf, voxel))
+        return files
 
     def _place(self, tomogram: Tomogram, given: TaskInput) -> Placement:
         particles = given.particles
@@ -285,15 +341,31 @@ class Worker:
             self._aberrations[group] = Aberrations(even, odd)
         return self._aberrations[group]
 
+    def _save(
+        self, task: Task, i: int, files: list[OutputFile], container: ContainerWriter | None
+    ) -> tuple[int, int]:
+        """Write one particle wherever it goes; return bytes and clipped values."""
+        options = self._job.options
+        n_bytes, n_clipped = (0, 0) if options.no_mrc else self._write(task.stems[i], files)
+        if container is not None:
+            results = files[: len(options.result_suffixes)]  # behind them are those of dialects
+            kept = [mrc.store_values(array, float16=options.float16) for _, array, _ in results]
+            for (suffix, _, _), stored in zip(results, kept, strict=True):
+                n_bytes += container.write(task.first + i, suffix, stored)
+            if options.no_mrc:  # else they are counted already
+                n_clipped = sum(stored.n_clipped for stored in kept)
+        return n_bytes, n_clipped
+
     def _write(self, stem: str, files: list[OutputFile]) -> tuple[int, int]:
         """Write the files of one particle; return bytes and clipped values."""
         options = self._job.options
         n_bytes = n_clipped = 0
-        if files:
-            make_folder(Path(options.output, stem).parent)
-        for suffix, array, voxel in files:
+        paths = [Path(options.output, particle_file(stem, suffix)) for suffix, _, _ in files]
+        for folder in dict.fromkeys(path.parent for path in paths):
+            make_folder(folder)
+        for path, (suffix, array, voxel) in zip(paths, files, strict=True):
             written, clipped = mrc.write_mrc(
-                Path(options.output, stem + suffix),
+                path,
                 array,
                 voxel_size=voxel,
                 is_stack=suffix.endswith(".mrcs"),
@@ -315,6 +387,8 @@ class Share:
         Particles of the task, in order; each is taken once.
     stop, on_particle : callable
         As for `Worker.do_task`.
+    sums : Accumulators
+        What the threads add up.
     """
 
     def __init__(
@@ -323,7 +397,9 @@ class Share:
         indices: Iterator[int],
         stop: Callable[[], bool],
         on_particle: Callable[[], None],
+        sums: Accumulators,
     ) -> None:
+        self.sums = sums
         self._result = result
         self._indices = indices
         self._stop = stop
@@ -373,17 +449,24 @@ class Share:
             with self._lock:
                 self._result.n_not_finite += n
 
-    def add_sums(self, subtomogram: Subtomogram) -> None:
-        """Add a particle to the accumulators of `--sum`."""
-        with self._lock:
-            if self._result.sums is None:
-                self._result.sums = (
-                    np.zeros(subtomogram.data.shape),
-                    np.zeros(subtomogram.weight.shape),
-                )
-            data, weight = self._result.sums
-            data += subtomogram.data
-            weight += subtomogram.weight
+
+def extraction_settings(options: JobOptions) -> ExtractionSettings:
+    """Return what is done to every particle."""
+    return ExtractionSettings(
+        box=options.box,
+        crop=options.crop,
+        window=options.window,
+        binning=options.binning,
+        stack2d=options.stack2d,
+        apply_ctf=not options.no_ctf,
+        invert_contrast=not options.no_ic,
+        circle_crop=not options.no_circle_crop,
+        circle_precrop=options.circle_precrop,
+        grid_precorr=options.grid_precorr,
+        cone=(options.cone_angle, options.cone_sig0) if options.cone_weight else None,
+        exact_scale=options.exact_centre and options.has_fractional_window,
+        average=options.average,
+    )
 
 
 @contextmanager
@@ -425,6 +508,13 @@ def volume_files(options: JobOptions, subtomogram: Subtomogram, voxel: float) ->
         files.append(("_data_nrm.mrc", normalised, voxel))
         files.append(("_CTF2_nrm.mrc", volumes.expand_centred(weight_normalised), 1 / voxel))
     return files
+
+
+def spread_frames(stack: NDArray[np.float32], visible: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return a stack of all frames from that of the visible ones, the others filled with zeros."""
+    spread = np.zeros((len(visible), *stack.shape[1:]), stack.dtype)
+    spread[visible] = stack
+    return spread
 
 
 def particle_views(tomogram: Tomogram, task: Task, placed: Placement) -> list[ParticleView]:

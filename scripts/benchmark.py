@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarking import sections
+from benchmarking import containers, sections
 from benchmarking.checks import Check, check_all
 from benchmarking.data import Size, default_directory
 from benchmarking.machine import describe_machine
@@ -38,6 +38,7 @@ SECTIONS = {
     "zarr": "zarr-particle-tools 1.0.1 on B",
     "startup": "--help, and one small tomogram",
     "star": "200,000 particles, 20,000 trajectories",
+    "hdf5": "containers against MRC files: written, and 1,000 random particles read",
     "headline": "the tutorial's first extraction, and the older manual's; only if asked for",
 }
 ONLY_ON_DEMAND = {"headline"}
@@ -123,8 +124,13 @@ def measure(session: Session, chosen: set[str], versus: str | None, shrink: int)
         sections.add_startup(session)
     if "star" in chosen:
         sections.add_star(session, shrink)
+    if "hdf5" in chosen:
+        containers.add_writing(session)
     session.run()
     checks = check_all(session)
+    if "hdf5" in chosen:
+        checks += containers.check_writing(session)
+        checks += containers.compare_reading(session, shrink)
     if "P" in chosen and sections.has_prebin(session):
         checks += sections.compare_prebin(session)
     checks += sections.check_startup(session) + sections.check_star(session)

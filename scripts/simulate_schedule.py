@@ -298,6 +298,7 @@ def make_description(n_particles: int, n_frames: int = N_FRAMES) -> TaskInput:
         subtomogram_angles=triple + 2,
         angles=triple + 3,
         optics_row=zeros,
+        half=zeros,
     )
     stems = tuple(f"Subtomograms/TS_01/{row + 1}" for row in rows)
     task = Task(0, 0, 0, rows, stems, np.ones((n_particles, n_frames), dtype=bool))

@@ -1,11 +1,14 @@
-"""Shared by all tests: the table of worst errors at the end of a run on the reference cases."""
+"""Shared by all tests: a simulated project, and a table of the reference cases' worst errors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from reference_comparison import SUMMARY_PROPERTY
+
+from relion_pseudosubtomo.simulate import Settings, make_dataset, write_project
 
 COLUMNS = ("compared", "case", "file", "kind", "error", "tolerance", "measure")
 
@@ -15,6 +18,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--system", action="store_true", help="run tests that need root and Debian packages"
     )
+
+
+@pytest.fixture(scope="session")
+def noisy_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the default data set: 240 particles, noise of over 10 times their variance."""
+    directory = tmp_path_factory.mktemp("noisy")
+    write_project(make_dataset(Settings()), directory)
+    return directory
 
 
 def recorded_rows(reports: list[pytest.TestReport]) -> Iterator[list[object]]:

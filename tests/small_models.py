@@ -131,6 +131,7 @@ def make_particle_set(
         "subtomogram_angles": np.zeros((n, 3)),
         "angles": np.zeros((n, 3)),
         "optics_row": np.zeros(n, dtype=np.int64),
+        "half": np.arange(n) % 2,
     }
     return ParticleSet(**{**values, **changes})  # type: ignore[arg-type]
 

@@ -115,6 +115,20 @@ def test_quick_run_writes_all_results(tmp_path: Path) -> None:
     assert not list((tmp_path / "data" / "out").iterdir())
 
 
+def test_containers_are_compared(tmp_path: Path) -> None:
+    """A small run of the section: processor time of writing, and particles read."""
+    words = ["hdf5", "--quick", "--particles", "2", "4", *SMALL, "--data", str(tmp_path / "data")]
+    printed = run_script("benchmark.py", *words, "--results", str(tmp_path / "results"))
+    for text in (
+        "| hdf5: CPU a particle of A to containers / to MRC files | at most 1.1 |",
+        "| hdf5: 10 random particles warm, container / MRC files | at most 1 |",
+        "| hdf5 | random particles, MRC files, warm | 10 |",
+    ):
+        assert text in printed
+    assert "cold" not in printed
+    assert not list((tmp_path / "data" / "out").iterdir())
+
+
 def test_unknown_section(tmp_path: Path) -> None:
     """A wrong name is told before anything is made."""
     done = subprocess.run(

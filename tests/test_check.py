@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -121,6 +122,16 @@ def write_bytes_at(place: int, content: bytes) -> Callable[[Path], None]:
             file.write(content)
 
     return change
+
+
+def scale_matrices(case: ProjectCopy) -> None:
+    """Make all rows of the projection matrices twice as long."""
+    path = case.path / T
+
+    def double(match: re.Match[str]) -> str:
+        return str([2 * number for number in json.loads(match[0])]).replace(" ", "")
+
+    path.write_text(re.sub(r"\[[^]]*\]", double, path.read_text()))
 
 
 def make_unreadable(case: ProjectCopy) -> None:
@@ -438,6 +449,27 @@ BAD = [
         number_tables,
         "taken in the order of",
         arguments=use_motion(),
+    ),
+    # dialects
+    error(
+        "dialect-rotation",
+        scale_matrices,
+        "--for tomodrgn and cryodrgn",
+        "expected rotations",
+        arguments=("--stack2d", "--for", "cryodrgn", "--for", "tomodrgn"),
+        case="legacy_relion4_2d",
+    ),
+    warning(
+        "dialect-coordinates",
+        value(P, "rlnCenteredCoordinateZAngst", "-110"),
+        "1 particles at negative coordinates",
+        arguments=("--stack2d", "--for", "tomodrgn"),
+    ),
+    error(
+        "dialect-name",
+        text(T, "optics1", "'optics 1'"),
+        "found 'optics 1'",
+        arguments=("--stack2d", "--for", "tomodrgn"),
     ),
 ]
 

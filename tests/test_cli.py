@@ -30,7 +30,7 @@ RELION_OPTIONS = """
 #: This program's own.
 OWN_OPTIONS = (
     "--overwrite --dry_run --allow_failures --no_split --ignore_disk_space --log_level"
-    " --exact_centre --rename_duplicates"
+    " --exact_centre --rename_duplicates --report --positions2d --hdf5 --no_mrc"
 )
 
 

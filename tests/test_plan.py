@@ -19,9 +19,12 @@ from relion_pseudosubtomo.plan import (
     FAILED_TOMOGRAM,
     FEW_VISIBLE,
     FEW_WITHIN_DOSE,
+    MANY_MISSING,
+    NOT_COMMON,
     OUTSIDE,
     UNKNOWN_TOMOGRAM,
     Plan,
+    common_tilts,
     leave_out_tasks,
     make_plan,
     output_stems,
@@ -61,6 +64,19 @@ def reason_of(plan: Plan) -> dict[int, str]:
         (0, CENTRE, {"min_frames": 4}, FEW_VISIBLE),
         (0, CENTRE, {"min_frames": 3, "max_dose": 0.0}, None),
         (0, CENTRE, {"min_frames": 3, "max_dose": -1.0}, None),
+        (0, CENTRE, {"common_tilts": 3}, None),
+        (0, CENTRE, {"common_tilts": 4}, NOT_COMMON),  # there are only three
+        (0, CENTRE, {"common_tilts": 2, "max_dose": 2.9}, NOT_COMMON),
+        (0, IN_TILTED_ONLY, {"common_tilts": 1}, None),
+        (0, IN_TILTED_ONLY, {"common_tilts": 2}, NOT_COMMON),
+        (0, IN_TILTED_ONLY, {"common_tilts": 3, "min_frames": 3}, FEW_VISIBLE),
+        (0, OUT_OF_ALL, {"common_tilts": 1, "max_missing": 0}, OUTSIDE),
+        (0, CENTRE, {"max_missing": 0}, None),
+        (0, IN_TILTED_ONLY, {"max_missing": 1}, None),
+        (0, IN_TILTED_ONLY, {"max_missing": 0}, MANY_MISSING),
+        (0, IN_TILTED_ONLY, {"max_missing": 0, "max_dose": 2.9}, None),
+        (0, IN_TILTED_ONLY, {"max_missing": 0, "max_dose": 3.0}, MANY_MISSING),
+        (0, IN_TILTED_ONLY, {"max_missing": 0, "common_tilts": 2}, MANY_MISSING),
     ],
 )
 def test_the_reason_of_each_dropped_particle(
@@ -131,6 +147,30 @@ def test_within_dose(max_dose: float, flags: list[int]) -> None:
     """At most the maximum; 0 or less means all."""
     found = within_dose(make_options(max_dose=max_dose), make_tomogram())
     assert found.tolist() == [bool(flag) for flag in flags]
+
+
+@pytest.mark.parametrize(
+    ("n", "flags"),
+    [
+        (None, [1, 1, 1, 1, 1]),
+        (1, [0, 1, 0, 0, 0]),
+        (2, [0, 1, 0, 1, 0]),
+        (3, [1, 1, 0, 1, 0]),
+        (5, [1, 1, 1, 1, 1]),
+        (9, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_common_tilts(n: int | None, flags: list[int]) -> None:
+    """The lowest doses, of equal ones the first; only these are visible, and in all particles."""
+    tomogram = make_tomogram(
+        tilts=(-20.0, 0.0, 20.0, 10.0, 30.0), pre_exposure=np.array([3.0, 0.0, 3.0, 0.0, 6.0])
+    )
+    options = make_options(common_tilts=n)
+    assert common_tilts(options, tomogram).tolist() == [bool(flag) for flag in flags]
+    if n is not None and n <= tomogram.n_frames:
+        particle_set = make_particle_set([CENTRE, (101.0, 91.0, 31.0)])
+        plan = make_plan(options, make_tomogram_set(tomogram), particle_set, None)
+        assert plan.tasks[0].visible.tolist() == [[bool(flag) for flag in flags]] * 2
 
 
 # Order and files

@@ -27,7 +27,14 @@ from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.model import FrameImage
 from relion_pseudosubtomo.parallel import launch
-from relion_pseudosubtomo.plan import DROP_REASONS, FAILED_TOMOGRAM, OUTSIDE, UNKNOWN_TOMOGRAM
+from relion_pseudosubtomo.plan import (
+    DROP_REASONS,
+    FAILED_TOMOGRAM,
+    MANY_MISSING,
+    NOT_COMMON,
+    OUTSIDE,
+    UNKNOWN_TOMOGRAM,
+)
 
 INPUT = ["--p", "particles.star", "--t", "tomograms.star"]
 BOX_2D = ["--b", "64", "--crop", "32", "--bin", "2", "--stack2d"]
@@ -682,3 +689,55 @@ def test_duplicates_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         case.set_value("particles.star", "rlnTomoParticleName", row, name)
     assert run(*box, "--rename_duplicates", "--overwrite") == 0
     assert not (case.path / "out" / "renamed_particles.star").exists()
+
+
+# Common tilts
+
+
+def visible_frames(folder: Path) -> dict[str, np.ndarray]:
+    """Return the flags of rlnTomoVisibleFrames by image name, without the folder."""
+    table = read_particles(folder)
+    return {
+        name.partition("/")[2]: np.array(json.loads(flags), dtype=bool)
+        for name, flags in zip(table["rlnImageName"], table["rlnTomoVisibleFrames"], strict=True)
+    }
+
+
+def test_common_tilts_are_written_alone(
+    project: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exactly the frames of lowest dose, the same pixels, of the particles that all show."""
+    n = 3
+    assert run(*BOX_2D, output="all/") == 0
+    assert run(*BOX_2D, "--common_tilts", str(n)) == 0
+    flags_of_all, flags = visible_frames(Path("all")), visible_frames(Path("out"))
+    kept = set()
+    for name, visible in flags_of_all.items():
+        series = read_star_text(Path(f"tilt_series/{name.split('/')[1]}.star"))
+        dose = next(iter(series.values()))["rlnMicrographPreExposure"].astype(float)
+        common = np.zeros(len(visible), dtype=bool)
+        common[np.argsort(dose.to_numpy(), kind="stable")[:n]] = True
+        if visible[common].all():
+            kept.add(name)
+            assert flags[name].tolist() == common.tolist()
+            images = mrcfile.read(Path("all", name))[common[visible]]
+            np.testing.assert_array_equal(mrcfile.read(Path("out", name)), images)
+    assert kept == set(flags)
+    lost = len(flags_of_all) - len(kept)
+    assert lost
+    assert read_summary(Path("out"))["dropped"][NOT_COMMON] == lost
+    assert f"Dropped {lost}: {NOT_COMMON}" in capsys.readouterr().out
+    assert main(["verify", "out/", "--deep"]) == 0
+
+
+def test_particles_missing_in_many_frames_are_left_out(project: ProjectCopy) -> None:
+    """As many as `--max_missing` may be; the others are dropped with that reason."""
+    assert run(*BOX_2D, output="all/") == 0
+    missing = {name: int((~flags).sum()) for name, flags in visible_frames(Path("all")).items()}
+    most = max(missing.values()) - 1
+    assert 0 <= most < max(missing.values())
+    assert run(*BOX_2D, "--max_missing", str(most)) == 0
+    assert set(visible_frames(Path("out"))) == {k for k, v in missing.items() if v <= most}
+    dropped = read_summary(Path("out"))["dropped"]
+    assert dropped[MANY_MISSING] == sum(v > most for v in missing.values())
+    assert main(["verify", "out/"]) == 0

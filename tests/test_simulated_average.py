@@ -45,17 +45,9 @@ JUDGED = shells_up_to(2 / 3, 64)
 ENOUGH = 0.9
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write the default data set: 240 particles, noise of over 10 times their variance."""
-    directory = tmp_path_factory.mktemp("project")
-    write_project(make_dataset(Settings()), directory)
-    return directory
-
-
 @pytest.fixture
-def in_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project)
+def in_project(noisy_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(noisy_project)
 
 
 def extract(output: str, *options: str) -> None:

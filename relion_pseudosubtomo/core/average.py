@@ -1,15 +1,21 @@
 """Averages of extracted particles in the axes of the structure.
 
-Works on what extraction writes: images or pseudo-subtomograms that are multiplied by the CTF and
-the dose weight, and the weights (CTF times dose weight, squared) that go with them.
+Works on what extraction makes: images or pseudo-subtomograms that are multiplied by the CTF and
+the dose weight, and the weights (CTF times dose weight, squared) that go with them. A `SliceTarget`
+takes slices while they are extracted, the other functions what was written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core.noise import half_complex_radius
 
 Floats = NDArray[np.floating]
 Complexes = NDArray[np.complexfloating]
@@ -42,11 +48,29 @@ class FourierAverage:
         self.data: Complexes = np.zeros((box, box, box // 2 + 1), dtype=np.complex128)
         self.weight: Floats = np.zeros(self.data.shape)
         self.n_interpolations = 0
-        k = np.fft.fftfreq(box, 1 / box)
-        z, y, x = np.meshgrid(k, k, np.arange(box // 2 + 1), indexing="ij")
-        self._radius = np.sqrt(x**2 + y**2 + z**2)
-        self._inside = np.flatnonzero(self._radius <= box // 2 - 1)
-        self._k_xyz = np.stack([a.ravel()[self._inside] for a in (x, y, z)], axis=-1)
+
+    @classmethod
+    def of_slices(cls, data: Complexes, weight: Floats) -> FourierAverage:
+        """Return an average of slices that takes over these arrays, the sums of several's."""
+        average = cls(len(data))
+        average.data, average.weight = data, weight
+        average.n_interpolations = 1
+        return average
+
+    @cached_property
+    def _radius(self) -> Floats:
+        return half_complex_radius(self.data.shape)
+
+    @cached_property
+    def _inside(self) -> NDArray[np.int64]:
+        """Flat places of the voxels that subtomograms are read at."""
+        return np.flatnonzero(self._radius <= self.box // 2 - 1)
+
+    @cached_property
+    def _k_xyz(self) -> Floats:
+        k = np.fft.fftfreq(self.box, 1 / self.box)
+        z, y, x = np.meshgrid(k, k, np.arange(self.box // 2 + 1), indexing="ij")
+        return np.stack([a.ravel()[self._inside] for a in (x, y, z)], axis=-1)
 
     def add_subtomogram(
         self, volume: NDArray, weight: NDArray, rotation: Floats, shift_px: Floats | None = None
@@ -105,6 +129,25 @@ class FourierAverage:
         places = np.einsum("kc,fcx->fkx", k_xy, rotations[:, :2, :])
         _insert(self.data, self.weight, values.ravel(), weights[:, keep].ravel(), places)
 
+    def add_packed(self, volume: NDArray[np.float32], scale: float) -> None:
+        """Add the slices that `SliceTarget` inserted into a packed volume, and clear it.
+
+        Parameters
+        ----------
+        volume : ndarray, shape (box + 3, box + 3, box // 2 + 2, 4), float32
+            Zero afterwards.
+        scale : float
+            Factor on the data.
+        """
+        self.n_interpolations = 1
+        data = np.empty(self.data.shape, np.complex64)
+        weight, multiplicity = (np.empty(self.data.shape, np.float32) for _ in range(2))
+        kernels.unpack_volume(volume, scale, data, weight, multiplicity)
+        sign = (1 - 2 * (np.arange(self.box) % 2)).astype(np.float32)
+        data *= sign[:, None, None] * sign[:, None] * sign[: self.box // 2 + 1]  # as unpacked
+        self.data += data
+        self.weight += weight
+
     def __iadd__(self, other: FourierAverage) -> FourierAverage:
         """Add another average of the same kind, such as the other half of the particles."""
         self.data += other.data
@@ -138,6 +181,45 @@ class FourierAverage:
         r = np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + axis**2)
         fall_off = np.sinc(np.minimum(r / self.box, 0.5)) ** (2 * self.n_interpolations)
         return np.where(r < self.box / 2, volume / fall_off, 0.0)
+
+
+@dataclass(frozen=True)
+class SliceTarget:
+    """Where the slices of one particle go while it is extracted.
+
+    Attributes
+    ----------
+    volume : ndarray, shape (n + 3, n + 3, n/2 + 2, 4), float32
+        Packed volume, as from `make_packed_volume`.
+    axes : ndarray, shape (n_frames, 2, 3), float64
+        First two rows of P_f A_full: the slices' x and y axes in the structure, (x, y, z).
+    """
+
+    volume: NDArray[np.float32]
+    axes: Floats
+
+    def insert(
+        self,
+        slice_fs: NDArray[np.complex64],
+        weight: NDArray[np.float32],
+        last_x: NDArray[np.int32],
+        frame: int,
+    ) -> None:
+        """Add one weighted slice (spec 2.8, without its scale, which divides out).
+
+        Parameters
+        ----------
+        slice_fs, weight, last_x
+            As for `kernels.insert_slice`.
+        frame : int
+        """
+        u, v = self.axes[frame] * ((len(self.volume) - 3) / len(last_x))
+        kernels.insert_slice(slice_fs, weight, last_x, u, v, 1.0, self.volume)
+
+
+def make_packed_volume(box: int) -> NDArray[np.float32]:
+    """Return an empty packed volume, as `kernels.insert_slice` needs it for box `box`."""
+    return fft.zeros((box + 3, box + 3, box // 2 + 2, 4), np.float32)
 
 
 def average_subtomograms(

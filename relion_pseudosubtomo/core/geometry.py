@@ -99,6 +99,52 @@ def projection_matrices(
     )
 
 
+def alignment_angles(projections: Floats) -> Floats:
+    """Return the angles that `projection_matrices` makes of these rotations.
+
+    Parameters
+    ----------
+    projections : ndarray, shape (n_frames, 4, 4)
+        Their upper left 3x3 is a rotation.
+
+    Returns
+    -------
+    ndarray, shape (n_frames, 3)
+        (X tilt, Y tilt, Z rotation) in degrees, the Y tilt within -90 to 90.
+    """
+    a = projections
+    y_tilt = np.arctan2(-a[:, 2, 0], np.hypot(a[:, 2, 1], a[:, 2, 2]))
+    x_tilt = np.arctan2(a[:, 2, 1], a[:, 2, 2])
+    z_rot = np.arctan2(a[:, 1, 0], a[:, 0, 0])
+    return np.rad2deg(np.stack([x_tilt, y_tilt, z_rot], axis=1))
+
+
+def alignment_shifts(
+    projections: Floats,
+    pixel_size: float,
+    image_size_xy: tuple[int, int],
+    size_xyz: Floats,
+    *,
+    real_halves: bool = False,
+) -> Floats:
+    """Return the shifts (x, y) in Angstrom that `projection_matrices` makes of these matrices.
+
+    Parameters
+    ----------
+    projections : ndarray, shape (n_frames, 4, 4)
+    pixel_size, image_size_xy, size_xyz, real_halves
+        As there.
+
+    Returns
+    -------
+    ndarray, shape (n_frames, 2)
+    """
+    half = np.asarray(size_xyz, dtype=np.float64) / 2
+    centre = np.append(half if real_halves else np.trunc(half), 1.0)
+    width, height = image_size_xy
+    return (projections[:, :2] @ centre - (width // 2, height // 2)) * pixel_size
+
+
 def euler_to_matrix(angles: Floats) -> Floats:
     """Return the matrices A of ZYZ Euler angles (spec 2.1).
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core.average import SliceTarget, make_packed_volume
 from relion_pseudosubtomo.core.exact_windows import ScaledWindowTransform
 from relion_pseudosubtomo.core.frames import FrameTables
 from relion_pseudosubtomo.core.masks import ImageMask, image_mask
@@ -38,6 +39,8 @@ class ExtractionSettings:
         For windows where b s is no whole number: exact in scale and centre, unlike RELION.
     prebin : int
         q: windows are cut from tilt images that were Fourier-cropped by it (`core.prebin`).
+    average : bool
+        Slices can be inserted into an average too; they need a circle crop.
     """
 
     box: int
@@ -53,6 +56,7 @@ class ExtractionSettings:
     cone: tuple[float, float] | None = None
     exact_scale: bool = False
     prebin: int = 1
+    average: bool = False
 
     @property
     def cut_window(self) -> int:
@@ -68,6 +72,16 @@ class ExtractionSettings:
     def real_space_round_trip(self) -> bool:
         """Whether images go back to real space at all (spec 2.6)."""
         return self.stack2d or self.circle_crop or self.grid_precorr
+
+    @property
+    def inserts_slices(self) -> bool:
+        """Whether slices are inserted into any volume."""
+        return self.average or not self.stack2d
+
+    @property
+    def average_scale(self) -> float:
+        """Factor on masked slices: an average's projections have the grey values of 2D stacks."""
+        return 1.0 if self.stack2d else self.box / self.binning
 
 
 @dataclass(frozen=True)
@@ -201,9 +215,10 @@ class ParticleExtractor:
         self._mask: ImageMask | None = None
         if settings.real_space_round_trip:
             self._make_image_plans(s, n, half)
-        if not settings.stack2d:
+        if settings.inserts_slices:
             self._weight = fft.zeros((half, s), np.float32)
-            self._volume = fft.zeros((n + 3, n + 3, n // 2 + 2, 4), np.float32)
+        if not settings.stack2d:
+            self._volume = make_packed_volume(n)
             self._data_fs = fft.zeros((n, n, n // 2 + 1), np.complex64)
             self._result = Subtomogram(
                 fft.zeros((n, n, n), np.float32), fft.zeros((2 * n, n, n // 2 + 1), np.float32)
@@ -228,16 +243,31 @@ class ParticleExtractor:
             self._mask = image_mask(
                 s, n, circle_crop=settings.circle_crop, grid_precorr=settings.grid_precorr
             )
-        if not settings.stack2d:
+        if settings.inserts_slices:
             self._gathered = fft.padded_columns(half, s)
             self._masked_fs = fft.zeros((half, s), np.complex64)
             self._from_rows = fft.plan_forward(self._pairs_rs, self._pairs_fs)
             self._from_columns = fft.plan_forward(self._gathered, self._masked_fs)
 
     def extract_stack(
-        self, images: TiltImages, tables: FrameTables, view: ParticleView, aberrations: Aberrations
+        self,
+        images: TiltImages,
+        tables: FrameTables,
+        view: ParticleView,
+        aberrations: Aberrations,
+        average: SliceTarget | None = None,
+        without_ctf: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Return the 2D images of the visible frames (spec 2.6).
+
+        Parameters
+        ----------
+        images, tables, view, aberrations
+            The tomogram's and the particle's.
+        average : SliceTarget, optional
+            Gets the slices too.
+        without_ctf : ndarray, shape (n_visible, n, n), float32, optional
+            Filled with the images without CTF and dose weight, from the same windows.
 
         Returns
         -------
@@ -247,17 +277,39 @@ class ParticleExtractor:
         s, n = self.settings.box, self.settings.crop
         stack = np.empty((int(view.visible.sum()), n, n), np.float32)
         scale = self.settings.prebin**2 / (self.settings.window * self.settings.binning**2 * s)
-        for i, _ in enumerate(
-            self._weighted_slices(images, tables, view, aberrations, scale, None)
-        ):
+        weight = None if average is None else self._weight
+        both = without_ctf is not None
+        slices = self._weighted_slices(
+            images, tables, view, aberrations, scale, weight, and_without_ctf=both
+        )
+        for i, f in enumerate(slices):
             self._to_real_space()
             kernels.crop_pairs(self._pairs_rs, stack[i])
+            if average is not None:
+                self._to_fourier_space()
+                average.insert(self._masked_fs, self._weight, tables.last_x[f], f)
+            if without_ctf is not None:
+                next(slices)
+                self._to_real_space()
+                kernels.crop_pairs(self._pairs_rs, without_ctf[i])
         return stack
 
     def extract_subtomogram(
-        self, images: TiltImages, tables: FrameTables, view: ParticleView, aberrations: Aberrations
+        self,
+        images: TiltImages,
+        tables: FrameTables,
+        view: ParticleView,
+        aberrations: Aberrations,
+        average: SliceTarget | None = None,
     ) -> Subtomogram:
         """Return the 3D pseudo-subtomogram of a particle (spec 2.8, 2.9).
+
+        Parameters
+        ----------
+        images, tables, view, aberrations
+            The tomogram's and the particle's.
+        average : SliceTarget, optional
+            Gets the slices too.
 
         Returns
         -------
@@ -286,6 +338,8 @@ class ParticleExtractor:
                     norms[f, 0] * norms[f, 1],
                     self._volume,
                 )
+                if average is not None:
+                    average.insert(slice_fs, self._weight, tables.last_x[f], f)
         except BaseException:
             self._volume[:] = 0  # the next particle starts from nothing
             raise
@@ -308,8 +362,14 @@ class ParticleExtractor:
         aberrations: Aberrations,
         scale: float,
         weight: NDArray[np.float32] | None,
+        *,
+        and_without_ctf: bool = False,
     ) -> Iterator[int]:
-        """Yield each visible frame with its weighted slice in `_slice_fs`, corner as origin."""
+        """Yield each visible frame with its weighted slice in `_slice_fs`, corner as origin.
+
+        With `and_without_ctf` each is yielded once more, with the slice of the same window but
+        without CTF and dose weight.
+        """
         settings = self.settings
         s, frames = settings.box, np.flatnonzero(view.visible)
         points = (view.image_point[frames] + images.margin_xy) / images.prebin
@@ -321,26 +381,28 @@ class ParticleExtractor:
         ctf = tables.ctf_phase[frames].copy()
         ctf[:, [1, 3]] += tables.defocus_to_turns * view.extra_defocus[frames, None]
         sign = -1.0 if settings.invert_contrast else 1.0
+        kinds = (settings.apply_ctf, False) if and_without_ctf else (settings.apply_ctf,)
         for i, f in enumerate(frames.tolist()):
             self.n_not_finite += self._window.transform(
                 images.image_bytes[f], images.modes[f], corners[i, 0], corners[i, 1]
             )
-            kernels.weight_slice(
-                self._window.columns,
-                ramp_x[i],
-                ramp_y[i],
-                sign,
-                tuple(ctf[i]) if settings.apply_ctf else None,
-                tables.kx,
-                tables.ky,
-                tables.gain[f] if settings.apply_ctf else None,
-                aberrations.even_turns,
-                aberrations.odd_factor,
-                None if tables.noise is None else tables.noise[f],
-                self._slice_fs,
-                weight,
-            )
-            yield f
+            for apply_ctf in kinds:
+                kernels.weight_slice(
+                    self._window.columns,
+                    ramp_x[i],
+                    ramp_y[i],
+                    sign,
+                    tuple(ctf[i]) if apply_ctf else None,
+                    tables.kx,
+                    tables.ky,
+                    tables.gain[f] if apply_ctf else None,
+                    aberrations.even_turns,
+                    aberrations.odd_factor,
+                    None if tables.noise is None else tables.noise[f],
+                    self._slice_fs,
+                    weight,
+                )
+                yield f
 
     def _to_real_space(self) -> None:
         """Fill `_pairs_rs` with the central rows of the image, masked; origin at (s/2, s/2)."""

@@ -32,12 +32,14 @@ WITHOUT_EFFECT = frozenset(
         "ignore_disk_space",
         "dry_run",
         "only_tomogram",
+        "report",
+        "positions2d",
     }
 )
 
 
 #: Options whose name on the command line is another one.
-FLAGS = {"box": "b", "binning": "bin", "snr": "SNR"}
+FLAGS = {"box": "b", "binning": "bin", "snr": "SNR", "dialects": "for"}
 
 
 def describe_options(options: JobOptions) -> dict[str, str]:
@@ -70,11 +72,16 @@ def fingerprint_task(
             (optics.pixel_size[group], optics.even_zernike[group], optics.odd_zernike[group]),
         )
     _add(digest, particle_set.optics_row[rows])
+    if options.average:
+        _add(digest, particle_set.half[rows])
     if trajectories is not None:
         for row in rows:
             _add(digest, trajectories.shifts[row])
     _add(digest, task.stems)
     _add(digest, task.visible)
+    if options.hdf5:  # the container holds the particles' rows as well
+        for label, values in particle_set.columns.items():
+            _add(digest, (label, *values[rows]))
     paths = tomogram.reconstructions if options.real_subtomo else [f.path for f in tomogram.frames]
     for path in dict.fromkeys(paths):
         try:

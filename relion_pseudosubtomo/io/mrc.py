@@ -347,6 +347,31 @@ def write_mrc(
     OutputError
         Where the file cannot be written.
     """
+    stored = store_values(data, float16=float16)
+    n_bytes = write_stored(path, stored, voxel_size=voxel_size, is_stack=is_stack)
+    return n_bytes, stored.n_clipped
+
+
+@dataclass(frozen=True)
+class StoredValues:
+    """Values as they stand in a result file, with what its header says of them.
+
+    Attributes
+    ----------
+    values : ndarray, shape (nz, ny, nx), float32 or float16, little-endian
+    statistics : ndarray, shape (4,), float32
+        Smallest, largest, mean, and standard deviation; -1 for one that is not stated.
+    n_clipped : int
+        How many values were clipped to float16's range.
+    """
+
+    values: NDArray[np.floating]
+    statistics: NDArray[np.float32]
+    n_clipped: int = 0
+
+
+def store_values(data: NDArray[np.float32], *, float16: bool) -> StoredValues:
+    """Return values as they are stored; parameters as for `write_mrc`."""
     data = np.ascontiguousarray(data, dtype=np.float32)
     low, high = float(data.min()), float(data.max())
     n_clipped = 0
@@ -357,13 +382,20 @@ def write_mrc(
     stored = data.astype("<f2" if float16 else "<f4", copy=False)
     # Of the values as stored, and exact: readers that check a mean near zero see the rounding.
     mean = float(stored.sum(dtype=np.float64)) / stored.size
-    header = _make_header(stored, voxel_size, is_stack)
-    header["dmin"], header["dmax"] = stored.dtype.type(low), stored.dtype.type(high)
-    header["dmean"] = mean
-    header["rms"] = _stated_deviation(stored, mean, _deviation(data, mean))
+    deviation = _stated_deviation(stored, mean, _deviation(data, mean))
+    extremes = stored.dtype.type(low), stored.dtype.type(high)
+    return StoredValues(stored, np.array([*extremes, mean, deviation], np.float32), n_clipped)
+
+
+def write_stored(
+    path: str | os.PathLike[str], stored: StoredValues, *, voxel_size: float, is_stack: bool
+) -> int:
+    """Write stored values as `write_mrc` does; return the size of the file."""
+    header = _make_header(stored.values, voxel_size, is_stack)
+    for name, value in zip(("dmin", "dmax", "dmean", "rms"), stored.statistics, strict=True):
+        header[name] = value
     with atomic_path(path) as temporary:
-        n_bytes = _write_at_once(temporary, header, stored)
-    return n_bytes, n_clipped
+        return _write_at_once(temporary, header, stored.values)
 
 
 def _deviation(data: NDArray[np.float32], mean: float) -> float:

@@ -14,6 +14,7 @@ from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.columns import (
     has_columns,
     is_absent,
+    numbers,
     report_missing_columns,
     report_rows,
     texts,
@@ -185,6 +186,7 @@ def make_particle_set(
         subtomogram_angles=box,
         angles=angles,
         optics_row=optics_row,
+        half=find_halves(particles),
         first_name=str(names[0]),
         former_names=None if names is former else former,
     )
@@ -345,6 +347,17 @@ def _read_groups(
         return None
     check_optics(table.path, optics, row, tomogram_set, tomogram, findings)
     return optics, row, column
+
+
+def find_halves(table: StarTable) -> Integers:
+    """Return the half set, 0 or 1, of each particle.
+
+    By rlnRandomSubset where that divides all particles into sets 1 and 2, else rows in turn.
+    """
+    subset = numbers(table, labels.RANDOM_SUBSET, Findings(), default=0.0)
+    if set(np.unique(subset)) == {1.0, 2.0}:
+        return subset.astype(np.int64) - 1
+    return np.arange(table.n_rows) % 2
 
 
 def write_particle_file(

@@ -9,23 +9,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from numpy.typing import NDArray
 
 from relion_pseudosubtomo.io.atomic import atomic_path, write_text
+from relion_pseudosubtomo.model import Sums
+from relion_pseudosubtomo.options import particle_file
 
 FOLDER = ".completed"
 JOB_FILE = "job.json"
 
 #: Changes when the layout of records does: old ones are not understood then.
 RECORD_VERSION = 1
-
-#: (sum of data volumes, sum of weights)
-Sums = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Record:
 
     def files(self) -> list[str]:
         """Return the paths of all files, inside the output directory."""
-        return [stem + suffix for stem in self.stems for suffix in self.suffixes]
+        return [particle_file(stem, suffix) for stem in self.stems for suffix in self.suffixes]
 
 
 class RecordStore:
@@ -82,13 +81,13 @@ class RecordStore:
         name = quote(record.tomogram, safe="")
         return self._folder / name / f"{record.first}-{record.stop}.json"
 
-    def write(self, record: Record, sums: Sums | None) -> None:
-        """Write a record, its sums first."""
+    def write(self, record: Record, sums: Sums) -> None:
+        """Write a record, its sums, where there are any, first."""
         path = self._path(record)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if sums is not None:
+        if sums:
             with atomic_path(path.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
-                np.savez(file, data=sums[0], weight=sums[1])
+                np.savez(file, **sums)  # type: ignore[arg-type]
         write_text(path, json.dumps({"version": RECORD_VERSION, **asdict(record)}) + "\n")
 
     def read_all(self) -> list[Record]:
@@ -112,7 +111,7 @@ class RecordStore:
     def read_sums(self, record: Record) -> Sums:
         """Return the sums beside a record."""
         with np.load(self._path(record).with_suffix(".npz")) as arrays:
-            return arrays["data"], arrays["weight"]
+            return dict(arrays)
 
     def remove(self, record: Record) -> None:
         """Remove a record and its sums; the files it names stay."""
@@ -147,3 +146,14 @@ class RecordStore:
         except (OSError, ValueError):
             return None
         return description if isinstance(description, dict) else None
+
+
+def add_up(parts: Iterable[Sums]) -> Sums:
+    """Return the sums of several records, added in this order in double precision."""
+    total: Sums = {}
+    for part in parts:
+        for name, values in part.items():
+            if name not in total:
+                total[name] = np.zeros(values.shape, np.result_type(values, np.float64))
+            total[name] += values
+    return total

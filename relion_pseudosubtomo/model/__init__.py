@@ -2,7 +2,7 @@
 
 from relion_pseudosubtomo.model.optimisation_set import OptimisationSet
 from relion_pseudosubtomo.model.particle_set import OpticsGroups, ParticleSet
-from relion_pseudosubtomo.model.task import Task, TaskResult
+from relion_pseudosubtomo.model.task import Sums, Task, TaskResult
 from relion_pseudosubtomo.model.tomogram_set import (
     Deformation,
     FrameImage,
@@ -17,6 +17,7 @@ __all__ = [
     "OpticsGroups",
     "OptimisationSet",
     "ParticleSet",
+    "Sums",
     "Task",
     "TaskResult",
     "Tomogram",

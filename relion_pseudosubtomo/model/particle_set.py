@@ -61,6 +61,8 @@ class ParticleSet:
         (rot, tilt, psi) in degrees of the box, and of the particle in its box.
     optics_row : ndarray, shape (n,), int64
         Row of each particle's group in `optics`.
+    half : ndarray, shape (n,), int64
+        Half set of each particle, 0 or 1.
     first_name : str
         Name in the first row of the file, whichever rows are here: output paths go by it.
     former_names : ndarray, shape (n,), object, or None
@@ -78,6 +80,7 @@ class ParticleSet:
     subtomogram_angles: NDArray[np.floating]
     angles: NDArray[np.floating]
     optics_row: NDArray[np.int64]
+    half: NDArray[np.int64]
     first_name: str = ""
     former_names: NDArray[np.object_] | None = None
 
@@ -104,4 +107,5 @@ class ParticleSet:
             subtomogram_angles=self.subtomogram_angles[rows],
             angles=self.angles[rows],
             optics_row=self.optics_row[rows],
+            half=self.half[rows],
         )

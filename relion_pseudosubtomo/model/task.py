@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: Name -> array; arrays of one name are added up over tasks, ranks and restarts.
+Sums = dict[str, NDArray]
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,9 @@ class TaskResult:
         Values beyond the range of float16 that were clipped.
     n_not_finite : int
         Pixels of the tilt images used that were NaN or infinite.
-    sums : tuple of ndarray or None
-        Sums of the data volumes, shape (n, n, n), and of the weights, shape (n, n, n/2 + 1), for
-        `--sum`.
+    sums : Sums
+        What was added up: for `--sum` the data volumes, shape (n, n, n), and the weights, shape
+        (n, n, n/2 + 1); for `--average` data and weight of the half maps.
     """
 
     number: int
@@ -97,7 +100,7 @@ class TaskResult:
     seconds_writing: float = 0.0
     n_clipped: int = 0
     n_not_finite: int = 0
-    sums: tuple[NDArray[np.floating], NDArray[np.floating]] | None = None
+    sums: Sums = field(default_factory=dict)
 
     def add(self, other: TaskResult) -> None:
         """Add what was done in the particles that follow; sums are not carried over."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from relion_pseudosubtomo.findings import Findings, format_findings
+from relion_pseudosubtomo.verification.containers import check_containers, is_packed
 from relion_pseudosubtomo.verification.images import check_data, check_files, list_files
 from relion_pseudosubtomo.verification.leftovers import check_orphans, check_records
 from relion_pseudosubtomo.verification.results import Request, Results, read_results
@@ -50,6 +51,10 @@ def verify(request: Request) -> int:
 
 def _verify_results(results: Results, findings: Findings) -> str | None:
     """Check everything; return the repaired table's path, where one was written."""
+    if results.options.hdf5:
+        check_containers(results, findings)
+    if is_packed(results):
+        return None
     files = list_files(results)
     known = check_files(results, files, findings)
     visibility, geometry = Visibility([None] * len(results.images), []), Geometry()
@@ -62,7 +67,11 @@ def _verify_results(results: Results, findings: Findings) -> str | None:
         check_orphans(results, files, records, findings)
     if results.request.deep:
         check_data(
-            results, files, known, lambda row: visibility.blank_slices(results, row), findings
+            results,
+            files,
+            known,
+            lambda row, suffix: visibility.blank_slices(results, row, suffix),
+            findings,
         )
     if not (results.request.repair and visibility.damaged):
         return None

@@ -21,6 +21,7 @@ from relion_pseudosubtomo.io.mrc_validation import (
     inspect_data,
     inspect_file,
 )
+from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, particle_file
 from relion_pseudosubtomo.verification.results import Results
 
 #: Every file that a particle can have: suffix -> whether it is in Fourier space.
@@ -33,6 +34,8 @@ SUFFIXES = {
     "_div.mrc": False,
     "_data_nrm.mrc": False,
     "_CTF2_nrm.mrc": True,
+    ALL_TILTS: False,
+    WITHOUT_CTF: False,
 }
 _WEIGHTS = "_weights.mrc"
 
@@ -74,24 +77,32 @@ def list_files(results: Results) -> list[ImageFile]:
     """Return all files that the particles have to have."""
     options, columns = results.options, results.particles.columns
     weights = columns.get(labels.CTF_IMAGE)
-    suffixes = set(options.image_suffixes) if results.is_recorded else set()
+    suffixes = set(options.unpacked_suffixes) if results.is_recorded else set()
     has_weights = _has_weights(results)
     files = []
     for row, path in enumerate(results.images):
         stem, suffix = split_image_name(path)
         files.append(ImageFile(path, row, suffix))
         for other in sorted(suffixes - {suffix, _WEIGHTS}):
-            files.append(ImageFile(stem + other, row, other))
+            files.append(ImageFile(_file_beside(results, stem, other), row, other))
         if has_weights:
             path = stem + _WEIGHTS if weights is None else weights[row]
             files.append(ImageFile(path, row, _WEIGHTS))
     return files
 
 
+def _file_beside(results: Results, stem: str, suffix: str) -> str:
+    """Return the path of another file of a particle; those of dialects have their own folder."""
+    if "/" not in suffix:
+        return stem + suffix
+    directory = results.request.directory
+    return os.path.join(directory, particle_file(os.path.relpath(stem, directory), suffix))
+
+
 def _has_weights(results: Results) -> bool:
     """Return whether there have to be weights: RELION names them also where it writes none."""
     if results.is_recorded:
-        return _WEIGHTS in results.options.image_suffixes
+        return _WEIGHTS in results.options.unpacked_suffixes
     column = results.particles.columns.get(labels.CTF_IMAGE)
     return column is not None and any(os.path.exists(path) for path in column)
 
@@ -229,7 +240,8 @@ def _check_names(results: Results, files: list[ImageFile], faults: _Faults) -> N
             faults.add("result-shared", "image of more than one particle", file)
         if names is None or not file.suffix:
             continue
-        if not f"/{path}".endswith(os.path.normpath(f"/{names[file.row]}{file.suffix}")):
+        ending = file.suffix.rpartition("/")[2]
+        if not f"/{path}".endswith(os.path.normpath(f"/{names[file.row]}{ending}")):
             faults.add("result-name", "image of another name than the particle", file)
 
 
@@ -237,7 +249,7 @@ def check_data(
     results: Results,
     files: list[ImageFile],
     known: dict[str, MrcFile | InputError],
-    blank: Callable[[int], NDArray[np.bool_] | None],
+    blank: Callable[[int, str], NDArray[np.bool_] | None],
     findings: Findings,
 ) -> None:
     """Read all values of all files that could be opened (`--deep`).
@@ -247,7 +259,8 @@ def check_data(
     results, files, known
         As for `check_files`, and its result.
     blank : callable
-        Row -> which slices of a stack may be blank, because the CTF is zero there; None for none.
+        Row and suffix -> which slices of a stack may be blank, because the CTF is zero there or
+        the frame is not visible; None for none.
     findings : Findings
         Gets `result-not-finite`, `result-constant` and `result-negative`.
     """
@@ -255,7 +268,7 @@ def check_data(
     inspected = in_threads(inspect_data, (file.path for file in good))
     faults = _Faults(results)
     for file in good:
-        _judge_data(results, file, inspected[file.path], blank(file.row), faults)
+        _judge_data(results, file, inspected[file.path], blank(file.row, file.suffix), faults)
     faults.report(findings)
 
 

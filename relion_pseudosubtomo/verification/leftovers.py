@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.mrc_validation import MrcFile
 from relion_pseudosubtomo.io.records import FOLDER, Record, RecordStore
+from relion_pseudosubtomo.options import DIALECT_FOLDERS
+from relion_pseudosubtomo.verification.containers import list_containers
 from relion_pseudosubtomo.verification.images import SUFFIXES, ImageFile, split_image_name
 from relion_pseudosubtomo.verification.results import Results
 
@@ -38,6 +41,8 @@ def check_records(
         Those that can be read.
     """
     directory = results.request.directory
+    if results.options.no_mrc:  # records know of containers alone, not of what `unpack` made
+        return []
     folder, store = Path(directory, FOLDER), RecordStore(directory)
     records = store.read_all()
     n_damaged = len(list(folder.glob("*/*.json"))) - len(records)
@@ -93,7 +98,7 @@ def check_orphans(
         know, as a run with `--only_tomogram` leaves them.
     """
     directory = results.request.directory
-    wanted = {os.path.normpath(file.path) for file in files}
+    wanted = {os.path.normpath(file.path) for file in files} | list_containers(results)
     if not results.is_recorded:
         stems = {split_image_name(os.path.normpath(path))[0] for path in results.images}
         wanted |= {stem + suffix for stem in stems for suffix in SUFFIXES}
@@ -106,7 +111,8 @@ def check_orphans(
     }
     orphans: list[str] = []
     others: list[str] = []
-    for folder, _, names in os.walk(os.path.join(directory, _IMAGES)):
+    folders = (os.path.join(directory, name, _IMAGES) for name in ("", *DIALECT_FOLDERS.values()))
+    for folder, _, names in itertools.chain.from_iterable(map(os.walk, folders)):
         for path in (os.path.normpath(os.path.join(folder, name)) for name in sorted(names)):
             if path not in wanted:
                 (others if path in elsewhere else orphans).append(path)

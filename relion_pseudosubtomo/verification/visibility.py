@@ -15,8 +15,9 @@ from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.mrc_validation import MrcFile
 from relion_pseudosubtomo.io.star import StarTable, read_star, write_star
 from relion_pseudosubtomo.merge import text_column, vector_text
+from relion_pseudosubtomo.options import ALL_TILTS
 from relion_pseudosubtomo.placement import place_particles
-from relion_pseudosubtomo.plan import within_dose
+from relion_pseudosubtomo.plan import usable_frames
 from relion_pseudosubtomo.verification.results import Results
 
 Flags = NDArray[np.bool_]
@@ -64,9 +65,9 @@ def compute_geometry(results: Results) -> Geometry:
         moving = results.trajectories
         shifts = None if moving is None else moving.stack(rows)
         points = place_particles(options, tomogram, particle_set, shifts, rows).image_point
-        size, within = tomogram.image_size_xy, within_dose(options, tomogram)
-        surely = is_inside_image(points, size, radius + _ROUNDING) & within
-        perhaps = is_inside_image(points, size, radius - _ROUNDING) & within
+        size, usable = tomogram.image_size_xy, usable_frames(options, tomogram)
+        surely = is_inside_image(points, size, radius + _ROUNDING) & usable
+        perhaps = is_inside_image(points, size, radius - _ROUNDING) & usable
         geometry.surely.update(zip(rows.tolist(), surely, strict=True))
         geometry.perhaps.update(zip(rows.tolist(), perhaps, strict=True))
     return geometry
@@ -87,13 +88,20 @@ class Visibility:
     flags: list[Flags | None]
     damaged: list[int]
 
-    def blank_slices(self, results: Results, row: int) -> Flags | None:
-        """Return which slices of a particle come from frames whose CTF is zero everywhere."""
+    def blank_slices(self, results: Results, row: int, suffix: str) -> Flags | None:
+        """Return which slices of a particle's file come from frames that leave nothing there.
+
+        Their CTF is zero everywhere; or, in stacks of all tilts, they are not visible.
+        """
         flags, tomograms, particles = self.flags[row], results.tomogram_set, results.particle_set
         if flags is None or tomograms is None or particles is None or particles.tomogram[row] < 0:
             return None
         scale = tomograms.tomograms[particles.tomogram[row]].ctf_scale
-        return scale[flags] == 0 if len(scale) == len(flags) and (scale == 0).any() else None
+        if len(scale) != len(flags):
+            return None
+        if suffix == ALL_TILTS:
+            return np.asarray(~flags | (scale == 0))
+        return scale[flags] == 0 if (scale == 0).any() else None
 
 
 def check_visibility(

@@ -105,6 +105,8 @@ def slope_lines(session: Session) -> Iterator[str]:
             if floor is not None:
                 ratios[:2] = [f"{slope.user / floor.user:.2f}", f"{slope.wall / floor.wall:.2f}"]
             ratios[2] = _efficiency_text(session, section, way)
+        elif way == floor_way(2):
+            ratios[2] = _floor_efficiency_text(session, section)
         yield f"| {title(section)} | {way} | {' | '.join(cells + ratios)} |"
     yield ""
 
@@ -133,6 +135,12 @@ def _efficiency_text(session: Session, section: str, way: str) -> str:
         return NONE
     value = efficiency(session, section, way)
     return NONE if value is None else f"{value:.3f}"
+
+
+def _floor_efficiency_text(session: Session, section: str) -> str:
+    """Return how well the machine itself runs two threads that share nothing."""
+    one, two = (session.median(Key(section, floor_way(n))) for n in (1, 2))
+    return NONE if one is None or two is None else f"{one.wall / (2 * two.wall):.3f}"
 
 
 def run_lines(session: Session) -> Iterator[str]:

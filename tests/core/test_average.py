@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo.core import geometry
 from relion_pseudosubtomo.core.average import (
     FourierAverage,
+    SliceTarget,
     average_stacks,
     average_subtomograms,
+    make_packed_volume,
 )
 from relion_pseudosubtomo.core.fsc import fourier_shell_correlation, shells_up_to
 from relion_pseudosubtomo.simulate.structure import (
@@ -102,6 +104,29 @@ def test_slices_turned_the_wrong_way_do_not(structure: Structure, reference: Flo
     wrong = rotations.transpose(0, 2, 1)
     assert lowest_fsc(average_stacks([(images, weights, rotations)], BOX), reference) > 0.9
     assert lowest_fsc(average_stacks([(images, weights, wrong)], BOX), reference) < 0.3
+
+
+def test_packed_slices_are_those_of_a_stack() -> None:
+    """The kernel's sums are `add_stack`'s, up to single precision and the last shells."""
+    rng = np.random.default_rng(11)
+    images, rotations = rng.normal(size=(30, BOX, BOX)), draw_rotations(30, seed=12)
+    weights = rng.uniform(0, 1, (30, BOX, BOX // 2 + 1))
+    expected, found = FourierAverage(BOX), FourierAverage(BOX)
+    expected.add_stack(images, weights, rotations)
+    volume = make_packed_volume(BOX)
+    target = SliceTarget(volume, rotations[:, :2])
+    k = np.fft.fftfreq(BOX, 1 / BOX)
+    last_x = np.floor(np.sqrt(BOX**2 / 4 - k**2)).astype(np.int32)
+    for f, (image, weight) in enumerate(zip(images, weights, strict=True)):
+        slice_fs = np.ascontiguousarray(np.fft.rfft2(image).T, np.complex64)
+        target.insert(slice_fs, np.ascontiguousarray(weight.T, np.float32), last_x, f)
+    found.add_packed(volume, 2.0)
+    assert not volume.any()
+    z, y, x = np.meshgrid(k, k, np.arange(BOX // 2 + 1), indexing="ij")
+    inside = np.sqrt(x**2 + y**2 + z**2) < BOX // 2 - 3
+    for one, other in ((found.data / 2, expected.data), (found.weight, expected.weight)):
+        largest = np.abs(other).max()
+        np.testing.assert_allclose(one[inside], other[inside], rtol=0, atol=1e-5 * largest)
 
 
 def test_known_volumes_reproduce_the_structure(structure: Structure, reference: Floats) -> None:

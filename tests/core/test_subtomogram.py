@@ -772,3 +772,19 @@ def test_the_random_cases_cover_every_option() -> None:
     assert 10 < sum(p.trajectory_angstrom is not None for p in particles) < N_CASES - 10
     assert 10 < sum(len(p.even_zernike) > 0 for p in particles) < N_CASES - 10
     assert {o["max_dose"] for o in options} == {0.0, 11.0}
+
+
+@pytest.mark.parametrize("grid_precorr", [False, True])
+def test_images_without_ctf_come_from_the_same_windows(grid_precorr: bool) -> None:
+    """Two kinds of images at once are, to the bit, those of two extractions."""
+    settings = make_settings(stack2d=True, grid_precorr=grid_precorr)
+    images = TiltImages.from_arrays(random_images(5))
+    arguments = (images, make_tables(settings), make_view(seed=3), Aberrations())
+    expected = ParticleExtractor(settings).extract_stack(*arguments)
+    plain = ParticleExtractor(replace(settings, apply_ctf=False)).extract_stack(*arguments)
+    extractor, without_ctf = ParticleExtractor(settings), np.full_like(expected, np.nan)
+    found = extractor.extract_stack(*arguments, without_ctf=without_ctf)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(without_ctf, plain)
+    assert np.abs(plain - expected).max() > 0.1 * expected.std()
+    np.testing.assert_array_equal(extractor.extract_stack(*arguments), expected)

@@ -10,11 +10,12 @@ from project_copy import REAL
 
 from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io.particles import (
+    find_halves,
     make_particle_set,
     read_particle_table,
     write_particle_file,
 )
-from relion_pseudosubtomo.io.star import read_star
+from relion_pseudosubtomo.io.star import StarTable, read_star
 from relion_pseudosubtomo.io.tomograms import read_tomogram_set
 from relion_pseudosubtomo.options import JobOptions
 
@@ -427,3 +428,23 @@ def test_written_file_has_three_tables_in_order(tmp_path, project, findings):
     assert path.read_text().count("# version 50001\n") == 3
     for label, values in particles.columns.items():
         assert list(star.tables["particles"].columns[label]) == list(values)
+
+
+@pytest.mark.parametrize(
+    ("subsets", "halves"),
+    [
+        (["1", "2", "2", "1"], [0, 1, 1, 0]),
+        (["2.000", "1.0", "1", "1"], [1, 0, 0, 0]),
+        (["1", "1", "1", "1"], [0, 1, 0, 1]),
+        (["0", "1", "2", "1"], [0, 1, 0, 1]),
+        (["1", "2", "None", "half"], [0, 1, 0, 1]),
+        (None, [0, 1, 0, 1]),
+    ],
+)
+def test_half_sets(subsets, halves):
+    """By rlnRandomSubset where it divides all particles in two, else rows in turn."""
+    names = np.array(["a", "b", "c", "d"], dtype=object)
+    columns = {"rlnTomoParticleName": names}
+    if subsets is not None:
+        columns["rlnRandomSubset"] = np.array(subsets, dtype=object)
+    assert find_halves(StarTable("particles", columns)).tolist() == halves

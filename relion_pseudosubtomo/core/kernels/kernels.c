@@ -677,28 +677,31 @@ static void mirror_first_plane(float *volume, int64_t n)
 }
 
 /* Splits the packed volume into half-complex data (times scale and the sign that puts the origin at the
- * centre), weight and multiplicity in FFTW order, and clears it for the next particle. */
+ * centre), weight and multiplicity in FFTW order, and clears it for the next particle, row by row. */
 PS_CLONES
 void ps_unpack_volume(float *volume, int64_t n, float scale, float *data, float *weight,
                       float *multiplicity)
 {
-    int64_t half = n / 2 + 1;
+    int64_t half = n / 2 + 1, border = n / 2 + 1;
     mirror_first_plane(volume, n);
-    for (int64_t z = 0; z < n; z++) {
-        for (int64_t y = 0; y < n; y++) {
-            const float *in = packed_voxel(volume, n, z, y);
-            int64_t line = (z * n + y) * half;
-            float sign = (z + y) & 1 ? -scale : scale;
-            for (int64_t x = 0; x < half; x++) {
-                float signed_scale = x & 1 ? -sign : sign;
-                data[2 * (line + x)] = in[4 * x] * signed_scale;
-                data[2 * (line + x) + 1] = in[4 * x + 1] * signed_scale;
-                weight[line + x] = in[4 * x + 2];
-                multiplicity[line + x] = in[4 * x + 3];
+    for (int64_t iz = 0; iz < n + 3; iz++) {
+        for (int64_t iy = 0; iy < n + 3; iy++) {
+            float *in = volume + (iz * (n + 3) + iy) * (half + 1) * 4;
+            int64_t jz = iz - border, jy = iy - border;
+            if (jz >= -n / 2 && jz < n / 2 && jy >= -n / 2 && jy < n / 2) {
+                int64_t z = jz < 0 ? jz + n : jz, y = jy < 0 ? jy + n : jy, line = (z * n + y) * half;
+                float sign = (z + y) & 1 ? -scale : scale;
+                for (int64_t x = 0; x < half; x++) {
+                    float signed_scale = x & 1 ? -sign : sign;
+                    data[2 * (line + x)] = in[4 * x] * signed_scale;
+                    data[2 * (line + x) + 1] = in[4 * x + 1] * signed_scale;
+                    weight[line + x] = in[4 * x + 2];
+                    multiplicity[line + x] = in[4 * x + 3];
+                }
             }
+            memset(in, 0, (size_t)((half + 1) * 4) * sizeof(float));
         }
     }
-    memset(volume, 0, (size_t)((n + 3) * (n + 3) * (n / 2 + 2) * 4) * sizeof(float));
 }
 
 /* The transform of the finished real volume is Hermitian in its last plane, x = n/2; what was inserted

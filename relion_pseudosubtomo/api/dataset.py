@@ -1,0 +1,255 @@
+"""Extracted particles as an indexable data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.api.geometry import GeometrySource, ParticleGeometry, read_geometry
+from relion_pseudosubtomo.api.sources import ContainerSource, FileSource, Source
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.findings import Findings, format_findings
+from relion_pseudosubtomo.io import hdf5
+from relion_pseudosubtomo.io.columns import numbers, report_missing_columns, vectors
+from relion_pseudosubtomo.io.containers import CONTAINER_SUFFIX, JOINED
+from relion_pseudosubtomo.io.optimisation_set import resolve
+from relion_pseudosubtomo.io.particles import read_particle_table
+from relion_pseudosubtomo.model.particle_set import Columns
+from relion_pseudosubtomo.options import JobOptions
+
+Floats = NDArray[np.floating]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Particle:
+    """One extracted particle.
+
+    Attributes
+    ----------
+    name, tomogram : str
+        rlnTomoParticleName and rlnTomoName.
+    row : dict of str to str
+        Its row of particles.star, as text.
+    images : ndarray, shape (n_visible, n, n) or (n, n, n), float32 or float16
+        2D images of the visible frames in frame order, or the 3D pseudo-subtomogram [z, y, x].
+    weights : ndarray, shape (2, n, n, n/2 + 1), or None
+        3D: CTF^2 weights, then multiplicity; half-complex, FFTW order.
+    visible : ndarray, shape (n_frames,), bool, or None
+        Frames that were used; None where nothing tells, as in RELION's own 3D directories.
+    pixel_size : float
+        Of the images, Angstrom.
+    geometry : ParticleGeometry or None
+        Only from `open_optimisation_set`.
+    """
+
+    name: str
+    tomogram: str
+    row: dict[str, str]
+    images: Floats
+    weights: Floats | None
+    visible: Flags | None
+    pixel_size: float
+    geometry: ParticleGeometry | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ParticleDataset(Sequence[Particle]):
+    """Extracted particles in the order of particles.star; nothing is read before it is asked for.
+
+    It can be pickled, and used by several processes at once: each opens files for itself. Threads
+    need a data set each.
+
+    Attributes
+    ----------
+    columns : dict of str to ndarray, shape (n_particles,), object
+        The columns of particles.star as text; those of paths only where images are MRC files.
+    pixel_size : ndarray, shape (n_particles,), float64
+        Of each particle's images, Angstrom.
+    is_stack : bool
+        Whether particles are stacks of 2D images.
+    """
+
+    columns: Columns
+    pixel_size: Floats
+    is_stack: bool
+    _rows: NDArray[np.int64]
+    _visible: list[Flags] | None
+    _source: Source
+    _geometry: GeometrySource | None = None
+
+    def __len__(self) -> int:
+        """Return the number of particles."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Particle: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> ParticleDataset: ...
+
+    def __getitem__(self, index: int | slice) -> Particle | ParticleDataset:
+        """Return a particle, or for a slice a data set of these particles."""
+        if isinstance(index, slice):
+            chosen = range(len(self))[index]
+            return replace(
+                self,
+                columns={label: values[index] for label, values in self.columns.items()},
+                pixel_size=self.pixel_size[index],
+                _rows=self._rows[index],
+                _visible=None if self._visible is None else [self._visible[i] for i in chosen],
+            )
+        place = range(len(self))[index]
+        row = int(self._rows[place])
+        images, weights = self._source.read(row)
+        visible = None if self._visible is None else self._visible[place]
+        values = {label: column[place] for label, column in self.columns.items()}
+        return Particle(
+            values.get(labels.PARTICLE_NAME, ""),
+            values[labels.TOMO_NAME],
+            values,
+            images,
+            weights,
+            visible,
+            float(self.pixel_size[place]),
+            None if self._geometry is None else self._geometry.of_particle(row, visible),
+        )
+
+    def __iter__(self) -> Iterator[Particle]:
+        """Yield the particles one by one."""
+        return (self[i] for i in range(len(self)))
+
+
+def open_dataset(path: str | os.PathLike[str], project: str = ".") -> ParticleDataset:
+    """Open extracted particles.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A container, particles.h5, particles.star, or an output directory of this program or of
+        RELION: its particles.h5 where there is one, else its particles.star.
+    project : str, optional
+        Directory that paths in STAR files count from; the present one by default.
+
+    Returns
+    -------
+    ParticleDataset
+        Its particles have no geometry; see `open_optimisation_set`.
+
+    Raises
+    ------
+    InputError
+        Where files are missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        joined = path / JOINED
+        path = joined if joined.exists() else path / "particles.star"
+    return _open_hdf5(path) if path.suffix == CONTAINER_SUFFIX else _open_star(path, Path(project))
+
+
+def open_optimisation_set(path: str | os.PathLike[str], project: str = ".") -> ParticleDataset:
+    """Open the optimisation set of an extraction: particles with their geometry and CTFs.
+
+    Parameters
+    ----------
+    path : str or path-like
+        optimisation_set.star, or its directory. Images come from particles.h5 beside the particle
+        file where there is one.
+    project : str, optional
+        Directory that paths in STAR files count from; the present one by default.
+
+    Returns
+    -------
+    ParticleDataset
+
+    Raises
+    ------
+    InputError
+        Where files are missing, or are not what an extraction writes.
+    """
+    file = Path(path) / "optimisation_set.star" if Path(path).is_dir() else Path(path)
+    findings = Findings()
+    files = resolve(JobOptions("", 2, 2, optimisation_set=str(file)), findings)
+    if files is None:
+        raise InputError(format_findings(findings))
+    particles = Path(project, files.particles)
+    joined = particles.with_name(JOINED)
+    dataset = open_dataset(joined if joined.exists() else particles, project)
+    return replace(dataset, _geometry=read_geometry(files, Path(project)))
+
+
+def _open_hdf5(path: Path) -> ParticleDataset:
+    with hdf5.open_container(path) as file:
+        is_joined = "containers" in file
+        names = hdf5.read_text(file["containers"]) if is_joined else [path.name]
+        paths = [os.path.abspath(path.parent / name) for name in names]
+        sizes = [_read_pixel_size(name) for name in paths]  # rows of a missing one would look empty
+        n = len(file["stems"])
+        first = file["first_particle"][:] if is_joined else np.array([0, n])
+        n_frames = file["n_frames"][:] if is_joined else np.array([len(file["dose"])])
+        lengths = np.repeat(n_frames, np.diff(first))
+        visible = [
+            flags[:length].astype(bool)
+            for flags, length in zip(file["visible"][:], lengths, strict=True)
+        ]
+        table = hdf5.read_table(file["table"])
+        columns = {label: values for label, values in table.items() if label in file["table"]}
+        is_stack = bool(file.attrs["is_stack"])
+    pixel_size = np.repeat(sizes, np.diff(first))
+    source = ContainerSource(paths, first)
+    return ParticleDataset(columns, pixel_size, is_stack, np.arange(n), visible, source)
+
+
+def _read_pixel_size(path: str) -> float:
+    with hdf5.open_container(path) as file:
+        return float(file.attrs["pixel_size"])
+
+
+def _open_star(path: Path, project: Path) -> ParticleDataset:
+    findings = Findings()
+    table = read_particle_table(str(path), findings)
+    if table is None or table.optics is None:
+        what = f"{path}: expected a table data_optics. Give extracted particles."
+        raise InputError(format_findings(findings) or what)
+    columns, n = table.particles.columns, table.particles.n_rows
+    report_missing_columns(table.particles, [labels.IMAGE_NAME, labels.TOMO_NAME], findings)
+    by_group = dict(
+        zip(
+            table.optics.columns.get(labels.OPTICS_GROUP, np.array(["1"], object)),
+            numbers(table.optics, labels.IMAGE_PIXEL_SIZE, findings),
+            strict=True,
+        )
+    )
+    groups = columns.get(labels.OPTICS_GROUP, np.full(n, next(iter(by_group)), object))
+    flags = vectors(
+        table.particles,
+        labels.VISIBLE_FRAMES,
+        findings,
+        is_good=lambda length: length > 0,
+        expected="one flag a frame",
+        required=False,
+    )
+    if findings.errors:
+        raise InputError(format_findings(findings))
+    is_stack = table.general.get(labels.ARE_2D_STACKS) == "1"
+
+    def absolute(label: str) -> list[str]:
+        return [os.path.abspath(project / name) for name in columns[label]]
+
+    weights = absolute(labels.CTF_IMAGE) if labels.CTF_IMAGE in columns else None
+    return ParticleDataset(
+        columns,
+        np.array([by_group[group] for group in groups]),
+        is_stack,
+        np.arange(n),
+        [values > 0 for values in flags] if labels.VISIBLE_FRAMES in columns else None,
+        FileSource(absolute(labels.IMAGE_NAME), weights),
+    )

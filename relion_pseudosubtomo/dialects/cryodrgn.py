@@ -1,0 +1,75 @@
+"""cryoDRGN-ET: images without CTF, and tilt tables with all alignment angles.
+
+`cryodrgn_utils parse_relion` makes one row a tilt image of them. It needs rlnTomoXTilt, which older
+projects lack, and the angles and shifts themselves, also where the project has matrices.
+"""
+
+from __future__ import annotations
+
+from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.core import geometry
+from relion_pseudosubtomo.dialects.tables import (
+    PARTICLES,
+    TOMOGRAMS,
+    StandardTables,
+    ctf_columns,
+    global_columns,
+    number_column,
+    write_project_set,
+    xyz_columns,
+)
+from relion_pseudosubtomo.io.particles import write_particle_file
+from relion_pseudosubtomo.io.star import StarTable, write_star
+from relion_pseudosubtomo.merge import output_path, text_column
+from relion_pseudosubtomo.model import Tomogram
+from relion_pseudosubtomo.model.particle_set import Columns
+from relion_pseudosubtomo.options import WITHOUT_CTF, JobOptions, particle_file
+from relion_pseudosubtomo.positions import image_names
+from relion_pseudosubtomo.worker import make_folder
+
+NAME = "cryodrgn"
+
+
+def write(tables: StandardTables) -> None:
+    """Write the tables of cryoDRGN; paths start in the project directory, where it is started."""
+    folder, options = tables.folder(NAME), tables.options
+    particles, optics = dict(tables.particles), dict(tables.optics)
+    if WITHOUT_CTF in options.image_suffixes:
+        paths = [output_path(options, particle_file(s, WITHOUT_CTF)) for s in tables.stems]
+        particles[labels.IMAGE_NAME] = text_column(paths)
+        optics[labels.CTF_PREMULTIPLIED] = text_column(["0"] * len(optics[labels.OPTICS_GROUP]))
+    write_particle_file(folder / PARTICLES, tables.general, optics, particles)
+    tomograms = tables.tomograms
+    for tomogram in tomograms:
+        path = folder / _tilt_file(tomogram)
+        make_folder(path.parent)
+        write_star(path, [StarTable(tomogram.name, _tilt_columns(options, tomogram))])
+    columns = global_columns(tomograms)
+    columns[labels.TILT_SERIES_STAR_FILE] = text_column(
+        [tables.project_path(NAME, _tilt_file(tomogram)) for tomogram in tomograms]
+    )
+    write_star(folder / TOMOGRAMS, [StarTable("global", columns)])
+    write_project_set(tables, NAME)
+
+
+def _tilt_file(tomogram: Tomogram) -> str:
+    return f"tilt_series/{tomogram.name}.star"
+
+
+def _tilt_columns(options: JobOptions, tomogram: Tomogram) -> Columns:
+    shifts = geometry.alignment_shifts(
+        tomogram.projections,
+        tomogram.pixel_size,
+        tomogram.image_size_xy,
+        tomogram.size_xyz,
+        real_halves=options.exact_centre,
+    )
+    angles = geometry.alignment_angles(tomogram.projections)
+    return {
+        labels.MICROGRAPH_NAME: text_column(image_names(tomogram.frames)),
+        **xyz_columns((labels.X_TILT, labels.Y_TILT, labels.Z_ROT), angles),
+        **xyz_columns((labels.X_SHIFT, labels.Y_SHIFT), shifts),
+        **ctf_columns(tomogram),
+        labels.CTF_BFACTOR: number_column(tomogram.ctf_bfactor),
+        labels.PHASE_SHIFT: number_column(tomogram.phase_shift),
+    }

@@ -1,0 +1,245 @@
+"""HDF5 containers as files: where they lie, and particles written to their places (spec 3.5).
+
+The library lays a container out at its full size (`io.hdf5`); the particles are then written
+straight to their places in it, by any thread and without the library's lock. Until its tomogram is
+done the file lies among the completion records and lacks the signature of HDF5, so that no program
+opens it: a container is complete or absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo.errors import OutputError
+from relion_pseudosubtomo.io.atomic import atomic_path, write_text
+from relion_pseudosubtomo.io.mrc import StoredValues
+from relion_pseudosubtomo.io.records import FOLDER
+
+JOINED, CONTAINER_SUFFIX = "particles.h5", ".h5"
+
+#: Suffix of an MRC file -> name of the dataset that holds the same values.
+DATASETS = {
+    "_stack2d.mrcs": "images",
+    "_data.mrc": "images",
+    "_weights.mrc": "weights",
+    "_CTF2.mrc": "ctf2",
+    "_multi.mrc": "multiplicity",
+    "_div.mrc": "divided",
+    "_data_nrm.mrc": "normalised",
+    "_CTF2_nrm.mrc": "ctf2_normalised",
+}
+#: Those in Fourier space: their voxels are in 1/Angstrom.
+IN_FOURIER_SPACE = frozenset({"_weights.mrc", "_CTF2.mrc", "_multi.mrc", "_CTF2_nrm.mrc"})
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_UNFINISHED, _SLOTS = "container.part", "container.slots"
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Where the values of each particle lie in a container.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of the file.
+    fingerprint : str
+        Of the tomogram's task, as in its completion records.
+    starts : list of int, length n + 1
+        Units before each particle: images of stacks, else volumes.
+    places : dict of str to list of int
+        Suffix -> byte of the first value, bytes of a unit, byte of the first statistics.
+    """
+
+    size: int
+    fingerprint: str
+    starts: list[int]
+    places: dict[str, list[int]]
+
+
+class ContainerStore:
+    """The containers of an output directory.
+
+    Parameters
+    ----------
+    output : str or path-like
+    """
+
+    def __init__(self, output: str | os.PathLike[str]) -> None:
+        self._output = Path(output)
+
+    def path(self, tomogram: str) -> Path:
+        """Return the path of a tomogram's finished container."""
+        return self._output / container_name(tomogram)
+
+    def _own(self, tomogram: str, name: str) -> Path:
+        return self._output / FOLDER / quote(tomogram, safe="") / name
+
+    def create(self, tomogram: str, lay_out: Callable[[Path], Slots]) -> None:
+        """Make a container without values, unless it has been begun.
+
+        Parameters
+        ----------
+        tomogram : str
+        lay_out : callable
+            Makes the file at a path.
+        """
+        unfinished = self._own(tomogram, _UNFINISHED)
+        if unfinished.exists():
+            return
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(unfinished) as temporary:
+            slots = lay_out(temporary)
+            _put_signature(temporary, bytes(len(_SIGNATURE)))
+            write_text(self._own(tomogram, _SLOTS), json.dumps(asdict(slots)) + "\n")
+
+    def open(self, tomogram: str) -> ContainerWriter:
+        """Open a container that has been begun.
+
+        Raises
+        ------
+        OutputError
+            Where there is none.
+        """
+        slots = self._read_slots(tomogram)
+        if slots is None:
+            raise OutputError(f"{self.path(tomogram)} has not been begun, or was removed meanwhile")
+        return ContainerWriter(self._own(tomogram, _UNFINISHED), self.path(tomogram), slots)
+
+    def finish(self, tomogram: str) -> None:
+        """Let a container appear whose particles are all written; nothing where it is there."""
+        unfinished, final = self._own(tomogram, _UNFINISHED), self.path(tomogram)
+        if not unfinished.exists():
+            return
+        status = unfinished.stat()
+        _put_signature(unfinished, _SIGNATURE)
+        # older than the completion records, as its values are
+        os.utime(unfinished, ns=(status.st_atime_ns, status.st_mtime_ns))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(unfinished, final)
+
+    def reopen(self, tomogram: str) -> None:
+        """Take a finished container back, some of whose particles are done again."""
+        unfinished, final = self._own(tomogram, _UNFINISHED), self.path(tomogram)
+        if final.exists():
+            os.replace(final, unfinished)
+        _put_signature(unfinished, bytes(len(_SIGNATURE)))
+
+    def remove(self, tomogram: str) -> None:
+        """Remove a tomogram's container, finished or not, if it is one of this program."""
+        slots = self._own(tomogram, _SLOTS)
+        if slots.exists():
+            self.path(tomogram).unlink(missing_ok=True)
+            self._own(tomogram, _UNFINISHED).unlink(missing_ok=True)
+            slots.unlink()
+
+    def remove_all(self) -> None:
+        """Remove the containers of all tomograms."""
+        for slots in (self._output / FOLDER).glob(f"*/{_SLOTS}"):
+            self.remove(unquote(slots.parent.name))
+
+    def is_intact(self, tomogram: str, fingerprint: str) -> bool:
+        """Return whether a container is there, of this task, whole, and not newer than its records.
+
+        One that is not finished may be newer: particles without a record are written again.
+        """
+        slots = self._read_slots(tomogram)
+        if slots is None or slots.fingerprint != fingerprint:
+            return False
+        final, unfinished = self.path(tomogram), self._own(tomogram, _UNFINISHED)
+        records = unfinished.parent.glob("*.json")
+        try:
+            if unfinished.exists():
+                return unfinished.stat().st_size == slots.size
+            status, newest = final.stat(), max(record.stat().st_mtime_ns for record in records)
+            return status.st_size == slots.size and status.st_mtime_ns <= newest
+        except (OSError, ValueError):
+            return False
+
+    def _read_slots(self, tomogram: str) -> Slots | None:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            text = self._own(tomogram, _SLOTS).read_text(encoding="utf-8")
+            return Slots(**json.loads(text))
+        return None
+
+
+class ContainerWriter:
+    """Writes particles to their places in a container; all threads of a rank share one.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    final : Path
+        Its name once it is finished, for messages.
+    slots : Slots
+    """
+
+    def __init__(self, path: Path, final: Path, slots: Slots) -> None:
+        self._final, self._slots = final, slots
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._error(error) from error
+
+    def _error(self, error: OSError) -> OutputError:
+        return OutputError(f"{self._final} could not be written: {error.strerror}")
+
+    def write(self, index: int, suffix: str, stored: StoredValues) -> int:
+        """Write what would be one MRC file; return its bytes.
+
+        Parameters
+        ----------
+        index : int
+            Of the particle, in its tomogram's task.
+        suffix : str
+            Of the MRC file.
+        stored : StoredValues
+        """
+        values, unit, statistics = self._slots.places[suffix]
+        first, stop = self._slots.starts[index : index + 2]
+        if stored.values.nbytes != (stop - first) * unit:
+            raise OutputError(
+                f"{self._final}, particle {index}: expected {(stop - first) * unit} bytes, found "
+                f"{stored.values.nbytes}"
+            )
+        try:
+            self._write_at(values + first * unit, stored.values)
+            self._write_at(statistics + index * stored.statistics.nbytes, stored.statistics)
+        except OSError as error:
+            raise self._error(error) from error
+        return stored.values.nbytes + stored.statistics.nbytes
+
+    def _write_at(self, offset: int, values: NDArray[np.floating]) -> None:
+        pending = values.reshape(-1).view(np.uint8).data
+        while pending:
+            written = os.pwrite(self._descriptor, pending, offset)
+            pending, offset = pending[written:], offset + written
+
+    def __enter__(self) -> ContainerWriter:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def container_name(tomogram: str) -> str:
+    """Return the path of a tomogram's container inside the output directory (spec 3.5)."""
+    return f"Subtomograms/{tomogram}{CONTAINER_SUFFIX}"
+
+
+def _put_signature(path: Path, signature: bytes) -> None:
+    """Overwrite the first bytes of a file: with HDF5's signature it is one, else it is none."""
+    with open(path, "r+b", buffering=0) as file:
+        file.write(signature)

@@ -1,0 +1,393 @@
+"""The layout of HDF5 containers (spec 3.5), listed in docs/hdf5.md: made, joined and read.
+
+No other module uses h5py. Nothing in a file varies from run to run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from relion_pseudosubtomo import __version__, labels
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.io.atomic import atomic_path
+from relion_pseudosubtomo.io.containers import DATASETS, IN_FOURIER_SPACE, Slots
+from relion_pseudosubtomo.io.fingerprint import describe_options
+from relion_pseudosubtomo.io.mrc import StoredValues
+from relion_pseudosubtomo.model import Task, Tomogram
+from relion_pseudosubtomo.model.particle_set import Columns
+from relion_pseudosubtomo.options import JobOptions, real_box_size
+
+File = h5py.File
+
+FORMAT = "relion_pseudosubtomo particles"
+
+#: Changes when the layout does in a way that readers notice.
+LAYOUT_VERSION = 1
+
+#: Columns that follow from `stems` and from where the output directory is.
+PATH_COLUMNS = (labels.IMAGE_NAME, labels.CTF_IMAGE)
+
+#: Options that say where images are written, and nothing of them.
+_WHERE_TO = ("hdf5", "no_mrc")
+
+#: Any HDF5 library from 1.10 on reads these, and no times are kept.
+_LIBRARY = ("earliest", "v110")
+
+#: Datasets of at least this many bytes start at a multiple of it.
+_ALIGNMENT = 4096
+
+#: Datasets (T, F) of the joined file with a row a tomogram, and what fills up short rows.
+_PER_TOMOGRAM = ("dose", "tilt")
+_N_STATISTICS = 4
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a container is made from.
+
+    Attributes
+    ----------
+    options : JobOptions
+    tomogram : Tomogram
+    task : Task
+        The tomogram's whole task.
+    columns : Columns
+        The rows of particles.star.
+    fingerprint : str
+        Of the task.
+    """
+
+    options: JobOptions
+    tomogram: Tomogram
+    task: Task
+    columns: Columns
+    fingerprint: str
+
+    @property
+    def binning(self) -> float:
+        """Of the images."""
+        if self.options.real_subtomo:
+            return self.tomogram.tomogram_binning or 1.0
+        return self.options.binning
+
+    @property
+    def image_size(self) -> int:
+        """Of the images, pixels."""
+        if self.options.real_subtomo:
+            return real_box_size(self.options.crop, self.options.binning, self.binning)
+        return self.options.crop
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether a particle has an image a visible frame."""
+        return not self.options.is_3d
+
+    def starts(self) -> NDArray[np.int64]:
+        """Return the units before each particle, shape (n + 1,): images of stacks, else volumes."""
+        n_units = self.task.visible.sum(axis=1) if self.is_stack else np.ones(len(self.task), int)
+        return np.concatenate([[0], np.cumsum(n_units)]).astype(np.int64)
+
+    def unit_shape(self, suffix: str) -> tuple[int, ...]:
+        """Return the shape of one image or volume."""
+        n = self.image_size
+        if self.is_stack:
+            return n, n
+        return (2, n, n, n // 2 + 1) if suffix == "_weights.mrc" else (n, n, n)
+
+
+def lay_out(path: Path, content: Content) -> Slots:
+    """Make a container with all that is known before the extraction, and room for the values.
+
+    Parameters
+    ----------
+    path : Path
+    content : Content
+
+    Returns
+    -------
+    Slots
+        Where the values go.
+    """
+    starts = content.starts()
+    dtype = np.dtype("<f2" if content.options.float16 else "<f4")
+    voxel_size = content.binning * content.tomogram.pixel_size
+    with _create(path) as file:
+        _describe(file, content, voxel_size)
+        _add_frames(file, content, starts)
+        _add_table(file.create_group("table"), content.columns)
+        places = {}
+        for suffix in content.options.result_suffixes:
+            name, unit = DATASETS[suffix], content.unit_shape(suffix)
+            values, offset = _reserve(file, name, (int(starts[-1]), *unit), dtype)
+            in_fourier_space = suffix in IN_FOURIER_SPACE
+            values.attrs["voxel_size"] = 1 / voxel_size if in_fourier_space else voxel_size
+            values.attrs["suffix"] = suffix
+            shape = (len(content.task), _N_STATISTICS)
+            _, statistics = _reserve(file, f"statistics/{name}", shape, np.dtype("<f4"))
+            places[suffix] = [offset, int(np.prod(unit)) * dtype.itemsize, statistics]
+    return Slots(path.stat().st_size, content.fingerprint, starts.tolist(), places)
+
+
+def _create(path: Path) -> h5py.File:
+    return h5py.File(
+        path,
+        "w",
+        libver=_LIBRARY,
+        locking=False,
+        alignment_threshold=_ALIGNMENT,
+        alignment_interval=_ALIGNMENT,
+    )
+
+
+def _describe(file: h5py.File, content: Content, voxel_size: float) -> None:
+    file.attrs["format"] = FORMAT
+    file.attrs["layout_version"] = LAYOUT_VERSION
+    file.attrs["program_version"] = __version__
+    options = describe_options(content.options)
+    for name in _WHERE_TO:
+        del options[name]
+    file.attrs["options"] = json.dumps(options, sort_keys=True)
+    file.attrs["is_stack"] = content.is_stack
+    file.attrs["box"] = content.options.box
+    file.attrs["image_size"] = content.image_size
+    file.attrs["binning"] = content.binning
+    file.attrs["tilt_series_pixel_size"] = content.tomogram.pixel_size
+    file.attrs["pixel_size"] = voxel_size
+    file.attrs["tomogram"] = content.tomogram.name
+
+
+def _add_frames(file: h5py.File, content: Content, starts: NDArray[np.int64]) -> None:
+    tomogram, task = content.tomogram, content.task
+    _add(file, "visible", task.visible.astype(np.uint8))
+    _add(file, "dose", tomogram.pre_exposure.astype(np.float64))
+    # the projections are rotations about x, then y, then z (spec 2.1)
+    sine = -tomogram.projections[:, 2, 0] / np.linalg.norm(tomogram.projections[:, 2, :3], axis=1)
+    _add(file, "tilt", np.rad2deg(np.arcsin(np.clip(sine, -1, 1))))
+    _add(file, "stems", _text(task.stems))
+    if content.is_stack:
+        _add(file, "offsets", starts)
+        _add(file, "frame_index", np.nonzero(task.visible)[1].astype(np.int32))
+
+
+def _add_table(group: h5py.Group, columns: Columns) -> None:
+    """Add a STAR table as text; the paths follow from elsewhere, but have their place."""
+    group.attrs["columns"] = np.array(list(columns), dtype=h5py.string_dtype())
+    for label, values in columns.items():
+        if label not in PATH_COLUMNS:
+            _add(group, label, _text(values))
+
+
+def _add(group: h5py.Group, name: str, values: NDArray) -> None:
+    group.create_dataset(name, data=values, track_times=False)
+
+
+def _text(values: Sequence[str] | NDArray) -> NDArray:
+    """Return text as UTF-8 of one length, filled up with zeros."""
+    encoded = [value.encode() for value in values]
+    length = max(1, max(map(len, encoded), default=1))
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
+
+
+def _reserve(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
+) -> tuple[h5py.Dataset, int]:
+    """Make a dataset in one run of bytes that nothing is written to; return it and its place."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_layout(h5py.h5d.CONTIGUOUS)
+    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    settings.set_obj_track_times(False)
+    parent, _, last = name.rpartition("/")
+    group = file.require_group(parent) if parent else file
+    space = h5py.h5s.create_simple(shape)
+    made = h5py.h5d.create(group.id, last.encode(), h5py.h5t.py_create(dtype), space, settings)
+    return h5py.Dataset(made), int(made.get_offset())
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of particles.star beside its rows.
+
+    Attributes
+    ----------
+    general : dict of str to str
+        `data_general`.
+    optics : Columns
+        `data_optics`.
+    columns : tuple of str
+        Labels of `data_particles`, in order.
+    """
+
+    general: dict[str, str]
+    optics: Columns
+    columns: tuple[str, ...]
+
+
+def join(path: Path, names: Sequence[str], tables: Tables) -> None:
+    """Write the file that joins whole containers as virtual datasets, in this order.
+
+    Parameters
+    ----------
+    path : Path
+        The joined file; the containers are found from its folder.
+    names : sequence of str
+        Paths of the containers inside that folder.
+    tables : Tables
+
+    Raises
+    ------
+    InputError
+        Where a container is not what it should be.
+    OutputError
+        Where the file cannot be written.
+    """
+    with atomic_path(path) as temporary, contextlib.ExitStack() as stack:
+        members = [stack.enter_context(open_container(path.parent / name)) for name in names]
+        with _create(temporary) as file:
+            first = members[0]
+            for key, value in first.attrs.items():
+                if key != "tomogram":
+                    file.attrs[key] = value
+            _add(file, "tomograms", _text([member.attrs["tomogram"] for member in members]))
+            _add(file, "containers", _text(list(names)))
+            _add(file, "n_frames", np.array([len(m["dose"]) for m in members], np.int64))
+            counts = [len(member["stems"]) for member in members]
+            _add(file, "first_particle", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+            _add(file, "tomogram_index", np.repeat(np.arange(len(members)), counts))
+            if first.attrs["is_stack"]:
+                _add(file, "offsets", _join_offsets(members))
+            for name in _dataset_names(first):
+                if name != "offsets":
+                    _add_virtual(file, name, members, names)
+            file["table"].attrs["columns"] = np.array(tables.columns, dtype=h5py.string_dtype())
+            general = file.create_group("general")
+            general.attrs["columns"] = np.array(list(tables.general), dtype=h5py.string_dtype())
+            for label, text in tables.general.items():
+                _add(general, label, _text([text]))
+            _add_table(file.create_group("optics"), tables.optics)
+
+
+def _dataset_names(file: h5py.File) -> list[str]:
+    found: list[str] = []
+    file.visititems(lambda name, item: found.append(name) if _is_dataset(item) else None)
+    return found
+
+
+def _is_dataset(item: object) -> bool:
+    return isinstance(item, h5py.Dataset)
+
+
+def _join_offsets(members: list[h5py.File]) -> NDArray[np.int64]:
+    n_images = np.concatenate([np.diff(member["offsets"][:]) for member in members])
+    return np.concatenate([[0], np.cumsum(n_images)]).astype(np.int64)
+
+
+def _add_virtual(
+    file: h5py.File, name: str, members: list[h5py.File], names: Sequence[str]
+) -> None:
+    """Add a dataset that consists of those of the containers, one behind the other.
+
+    Rows a frame are filled up to the longest; what holds one row a tomogram becomes a table.
+    """
+    sources = [member[name] for member in members]
+    by_tomogram = name in _PER_TOMOGRAM
+    shapes = [(1, *s.shape) if by_tomogram else s.shape for s in sources]
+    rest = tuple(np.max([shape[1:] for shape in shapes], axis=0, initial=0).tolist())
+    total = (sum(shape[0] for shape in shapes), *rest)
+    widest = max((source.dtype for source in sources), key=lambda dtype: dtype.itemsize)
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_layout(h5py.h5d.VIRTUAL)
+    settings.set_obj_track_times(False)
+    if by_tomogram:  # else zeros
+        settings.set_fill_value(np.array(np.nan))
+    row = 0
+    for source, shape, path in zip(sources, shapes, names, strict=True):
+        region = h5py.h5s.create_simple(total)
+        region.select_hyperslab((row, *(0 for _ in rest)), shape)
+        # % is special in the names of sources
+        where = os.fsencode(path.replace("%", "%%")), name.encode()
+        settings.set_virtual(region, *where, h5py.h5s.create_simple(source.shape))
+        row += shape[0]
+    parent, _, last = name.rpartition("/")
+    group = file.require_group(parent) if parent else file
+    kind, space = h5py.h5t.py_create(widest, logical=True), h5py.h5s.create_simple(total)
+    made = h5py.h5d.create(group.id, last.encode(), kind, space, settings)
+    for key, value in sources[0].attrs.items():
+        h5py.Dataset(made).attrs[key] = value
+
+
+def open_container(path: str | os.PathLike[str]) -> h5py.File:
+    """Open a container or a joined file for reading.
+
+    Raises
+    ------
+    InputError
+        Where it is missing, damaged, or of another layout.
+    """
+    try:
+        # finished containers never change, and parallel file systems often know no locks
+        file = h5py.File(path, "r", locking=False)
+        found = file.attrs.get("format"), file.attrs.get("layout_version")
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        why = "is missing" if missing else f"cannot be opened: {error}"
+        raise InputError(f"{path} {why}") from error
+    if found != (FORMAT, LAYOUT_VERSION):
+        file.close()
+        raise InputError(
+            f"Layout of {path}: expected '{FORMAT}', version {LAYOUT_VERSION}, found {found}"
+        )
+    return file
+
+
+def read_text(dataset: h5py.Dataset) -> NDArray[np.object_]:
+    """Return a dataset of text as an array of str."""
+    return np.array([value.decode() for value in dataset[...]], dtype=object)
+
+
+def read_table(group: h5py.Group) -> Columns:
+    """Return the columns of a table, those of paths empty."""
+    columns: dict[str, Any] = {}
+    for label in group.attrs["columns"]:
+        columns[label] = read_text(group[label]) if label in group else np.empty(0, object)
+    return columns
+
+
+def read_values(file: h5py.File, suffix: str, row: int) -> NDArray[np.floating]:
+    """Return what an MRC file of a particle holds, shape (nz, ny, nx).
+
+    Parameters
+    ----------
+    file : h5py.File
+        A container.
+    suffix : str
+        Of the MRC file.
+    row : int
+        Of the particle.
+    """
+    values = file[DATASETS[suffix]]
+    if file.attrs["is_stack"]:
+        first, stop = file["offsets"][row : row + 2]
+        return values[first:stop]
+    volume = values[row]
+    return volume.reshape(-1, *volume.shape[-2:])
+
+
+def iterate_files(file: h5py.File) -> Iterator[tuple[str, str, StoredValues, float]]:
+    """Yield (stem, suffix, values, voxel size) of every MRC file that a container stands for."""
+    suffixes = [item.attrs["suffix"] for item in file.values() if "suffix" in item.attrs]
+    statistics = {suffix: file[f"statistics/{DATASETS[suffix]}"][:] for suffix in suffixes}
+    for row, stem in enumerate(read_text(file["stems"])):
+        for suffix in suffixes:
+            stored = StoredValues(read_values(file, suffix, row), statistics[suffix][row])
+            yield stem, suffix, stored, float(file[DATASETS[suffix]].attrs["voxel_size"])

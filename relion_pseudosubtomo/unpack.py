@@ -1,0 +1,94 @@
+"""The command `unpack`: from HDF5 containers to the MRC files and tables that RELION reads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from relion_pseudosubtomo import labels, merge
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.findings import Findings, format_findings
+from relion_pseudosubtomo.io import hdf5, mrc, particles
+from relion_pseudosubtomo.io.containers import JOINED
+from relion_pseudosubtomo.io.optimisation_set import resolve, write_optimisation_set
+from relion_pseudosubtomo.model.particle_set import Columns
+from relion_pseudosubtomo.options import JobOptions
+from relion_pseudosubtomo.worker import make_folder
+
+
+def unpack(directory: str) -> int:
+    """Write what an extraction without `--no_mrc` would have written; return the exit status.
+
+    Parameters
+    ----------
+    directory : str
+        Output directory of an extraction with `--hdf5`, as it is called from the project's
+        directory; it may have another name now.
+
+    Raises
+    ------
+    PseudoSubtomoError
+        Where a container is missing or damaged, or a file cannot be written.
+    """
+    with hdf5.open_container(Path(directory, JOINED)) as joined:
+        containers = hdf5.read_text(joined["containers"])
+        for name in containers:  # rows of a missing one would look empty
+            hdf5.open_container(Path(directory, name)).close()
+        general = {label: text[0] for label, text in hdf5.read_table(joined["general"]).items()}
+        optics = hdf5.read_table(joined["optics"])
+        rows = _name_images(
+            directory,
+            hdf5.read_table(joined["table"]),
+            hdf5.read_text(joined["stems"]),
+            joined["images"].attrs["suffix"],
+        )
+    n_files = sum(_write_images(directory, name) for name in containers)
+    particles.write_particle_file(Path(directory, "particles.star"), general, optics, rows)
+    _point_to(directory)
+    print(f"{n_files} MRC files written of {len(rows[labels.TOMO_NAME])} particles")
+    return 0
+
+
+def _name_images(directory: str, table: Columns, stems: np.ndarray, suffix: str) -> Columns:
+    """Return the rows of particles.star with the paths of the images."""
+    options = JobOptions(directory, 2, 2)
+    paths = [merge.output_path(options, stem) for stem in stems]
+    for label, ending in ((labels.IMAGE_NAME, suffix), (labels.CTF_IMAGE, "_weights.mrc")):
+        if label in table:
+            table[label] = merge.text_column(paths, "{}" + ending)
+    return table
+
+
+def _write_images(directory: str, container: str) -> int:
+    """Write the MRC files of one tomogram; return their number."""
+    n_files = 0
+    folders: set[Path] = set()
+    with hdf5.open_container(Path(directory, container)) as file:
+        for stem, suffix, stored, voxel_size in hdf5.iterate_files(file):
+            path = Path(directory, stem + suffix)
+            if path.parent not in folders:
+                make_folder(path.parent)
+                folders.add(path.parent)
+            is_stack = suffix.endswith(".mrcs")
+            mrc.write_stored(path, stored, voxel_size=voxel_size, is_stack=is_stack)
+            n_files += 1
+    return n_files
+
+
+def _point_to(directory: str) -> None:
+    """Let the optimisation set name the tables of this directory, which may have moved."""
+    path = os.path.join(directory, "optimisation_set.star")
+    findings = Findings()
+    entries = resolve(JobOptions(directory, 2, 2, optimisation_set=path), findings)
+    if entries is None:
+        raise InputError(format_findings(findings))
+    options = JobOptions(directory, 2, 2)
+    former = os.path.dirname(entries.particles)
+    trajectories = entries.trajectories
+    if trajectories == os.path.join(former, "motion.star"):
+        trajectories = merge.output_path(options, "motion.star")
+    own = merge.output_path(options, "particles.star")
+    write_optimisation_set(path, replace(entries, particles=own, trajectories=trajectories))

@@ -1,0 +1,30 @@
+"""Containers of three ranks are those of one process, and unpack to the files of a direct run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mpi_project import BOX, OPTIMISATION_SET, Launcher, assert_same_results, run, run_serial
+
+from relion_pseudosubtomo.cli import main
+
+PACKED = ["--hdf5", "--no_mrc"]
+
+
+@pytest.mark.parametrize("kind", [[], ["--stack2d", "--float16"]])
+def test_containers_of_three_ranks(workdir: Path, launcher: Launcher, kind: list[str]) -> None:
+    """Each written by one rank, the same to the byte; one rank's work is never split."""
+    words = [*OPTIMISATION_SET, *BOX, *kind, "--j", "1", "--o"]
+    assert run_serial(*words, "PS/direct").returncode == 0
+    assert run_serial(*words, "PS/serial", *PACKED).returncode == 0
+    done = run([*launcher.command(3), *words, "PS/ranks", *PACKED], launcher.environment)
+    assert done.returncode == 0, done.stdout
+    assert_same_results(Path("PS/serial"), Path("PS/ranks"))
+    assert len(list(Path("PS/ranks").rglob("*.h5"))) == 6
+    assert main(["unpack", "PS/ranks"]) == 0
+    for path in Path("PS/direct").rglob("*.mrc*"):
+        made = Path("PS/ranks", path.relative_to("PS/direct"))
+        assert made.read_bytes() == path.read_bytes()
+    direct = Path("PS/direct/particles.star").read_text()
+    assert Path("PS/ranks/particles.star").read_text() == direct.replace("PS/direct", "PS/ranks")

@@ -1,0 +1,314 @@
+"""The Python interface: data sets, geometry and CTFs, extraction in memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+from project_copy import ProjectCopy
+
+import relion_pseudosubtomo
+from relion_pseudosubtomo import (
+    ParticleDataset,
+    TiltSeries,
+    extract_pseudo_subtomograms,
+    extract_stacks,
+    open_dataset,
+    open_optimisation_set,
+)
+from relion_pseudosubtomo.api import sources
+from relion_pseudosubtomo.cli import main
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.io import mrc
+from relion_pseudosubtomo.options import JobOptions
+from relion_pseudosubtomo.preflight import read_and_check
+
+WORDS = ["--p", "particles.star", "--t", "tomograms.star", "--b", "48", "--crop", "24"]
+WORDS += ["--bin", "2", "--j", "2", "--log_level", "warning"]
+N = 4
+DOCS = Path(__file__).parent.parent / "docs" / "api.md"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a project with 2D and 3D results, as files, and as containers; do not write."""
+    copy = ProjectCopy(tmp_path_factory.mktemp("api"), "basic_2d")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(copy.path)
+        for name, words in (("2d", ["--stack2d"]), ("3d", [])):
+            assert main([*WORDS, *words, "--o", f"files_{name}/"]) == 0
+            packed = ["--hdf5", "--no_mrc", "--o", f"packed_{name}/"]
+            assert main([*WORDS, *words, *packed]) == 0
+    return copy.path
+
+
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Start in the project."""
+    monkeypatch.chdir(project)
+    return project
+
+
+def assert_same(one: relion_pseudosubtomo.Particle, other: relion_pseudosubtomo.Particle) -> None:
+    """Compare two particles, apart from the columns of paths."""
+    assert (one.name, one.tomogram) == (other.name, other.tomogram)
+    assert one.pixel_size == pytest.approx(other.pixel_size)
+    assert one.images.dtype == other.images.dtype
+    np.testing.assert_array_equal(one.images, other.images)
+    if one.weights is not None or other.weights is not None:
+        np.testing.assert_array_equal(one.weights, other.weights)
+    for label in one.row.keys() & other.row.keys():
+        assert one.row[label] == other.row[label]
+
+
+@pytest.mark.parametrize("kind", ["2d", "3d"])
+def test_containers_and_files_hold_the_same(here: Path, kind: str) -> None:
+    """Row by row, with what the MRC files hold."""
+    packed, files = open_dataset(f"packed_{kind}"), open_dataset(f"files_{kind}")
+    assert len(packed) == len(files) == N
+    assert packed.is_stack == files.is_stack == (kind == "2d")
+    for one, other in zip(packed, files, strict=True):
+        assert_same(one, other)
+        np.testing.assert_array_equal(other.images, mrcfile.read(other.row["rlnImageName"]))
+        assert one.visible is not None
+        if kind == "2d":
+            np.testing.assert_array_equal(one.visible, other.visible)
+            assert len(one.images) == one.visible.sum()
+        else:
+            assert other.visible is None
+            assert one.weights is not None
+            assert one.weights.shape == (2, 24, 24, 13)
+
+
+def test_indices_and_slices(here: Path) -> None:
+    """As of any sequence; a slice is a data set that has read nothing."""
+    dataset = open_dataset("packed_2d/particles.h5")
+    names = [particle.name for particle in dataset]
+    assert dataset[-1].name == names[-1]
+    assert [p.name for p in dataset[1:]] == names[1:]
+    assert [p.name for p in dataset[::-1]] == names[::-1]
+    assert isinstance(dataset[1:3], ParticleDataset)
+    assert_same(dataset[1:][::2][1], dataset[3])
+    assert len(dataset[:0]) == 0
+    with pytest.raises(IndexError):
+        dataset[N]
+
+
+def test_one_container_alone(here: Path) -> None:
+    """A tomogram's own file is a data set too."""
+    dataset = open_dataset("packed_2d/Subtomograms/TS_03.h5")
+    assert [p.tomogram for p in dataset] == ["TS_03", "TS_03"]
+    assert_same(dataset[0], open_dataset("packed_2d")[2])
+
+
+def read_sum(job: tuple[ParticleDataset, int]) -> float:
+    """Return the sum of a particle's values, in another process."""
+    dataset, i = job
+    return float(np.abs(dataset[i].images).sum())
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.parametrize("kind", ["packed_2d", "files_3d"])
+def test_several_processes_read_at_once(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, method: str
+) -> None:
+    """Pickled data sets, from any directory, also after this process has opened the files."""
+    dataset = open_dataset(kind)
+    expected = [read_sum((dataset, i)) for i in range(N)]
+    again = pickle.loads(pickle.dumps(dataset))
+    monkeypatch.chdir(tmp_path)
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.map(read_sum, [(again, i % N) for i in range(4 * N)]) == expected * 4
+
+
+def test_few_containers_stay_open(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of many tomograms does not run out of files."""
+    monkeypatch.setattr(sources, "MOST_OPEN", 1)
+    dataset = open_dataset("packed_2d")
+    n_open = len(os.listdir("/proc/self/fd"))
+    first = [dataset[i].images for i in (0, 3, 1, 2)]
+    assert len(os.listdir("/proc/self/fd")) <= n_open + 1
+    np.testing.assert_array_equal(first[1], open_dataset("files_2d")[3].images)
+
+
+@pytest.mark.parametrize("kind", ["files", "packed"])
+def test_optimisation_set_tells_geometry_and_ctf(here: Path, kind: str) -> None:
+    """Images made without the CTF, times the CTF, are those made with it."""
+    path = f"{kind}_2d/optimisation_set.star"
+    if not Path("no_ctf").exists():
+        plain = ["--stack2d", "--no_ctf", "--no_circle_crop", "--crop", "48", "--o"]
+        assert main([*WORDS, *plain, "no_ctf/"]) == 0
+        assert main([*WORDS, *[w for w in plain if w != "--no_ctf"], "with_ctf/"]) == 0
+    geometry = open_optimisation_set(path)[0].geometry
+    assert geometry is not None
+    job, plan = read_and_check(
+        JobOptions("x", 48, 24, 2.0, particles="particles.star", tomograms="tomograms.star")
+    )
+    np.testing.assert_allclose(geometry.position, plan.position[0], atol=1e-4)
+    np.testing.assert_allclose(geometry.rotation, plan.particle_rotation[0], atol=1e-6)
+    tomogram = job.tomogram_set.tomograms[plan.tasks[0].tomogram]
+    np.testing.assert_array_equal(geometry.projections, tomogram.projections)
+    point = geometry.projections[:, :2] @ np.append(geometry.position, 1)
+    np.testing.assert_allclose(geometry.image_point, point)
+    np.testing.assert_array_equal(geometry.frames, np.flatnonzero(plan.tasks[0].visible[0]))
+    with_ctf, without = open_optimisation_set("with_ctf"), open_optimisation_set("no_ctf")
+    for one, other in zip(with_ctf, without, strict=True):
+        assert one.geometry is not None
+        ctf = one.geometry.ctf
+        assert ctf.shape == (len(one.images), 48, 25)
+        product = np.fft.irfft2(np.fft.rfft2(other.images) * ctf, s=(48, 48))
+        # the Nyquist lines are not the same in a real image
+        assert np.abs(product - one.images).std() < 0.02 * one.images.std()
+
+
+def test_iterating_an_optimisation_set_of_containers(here: Path) -> None:
+    """Images from particles.h5, geometry from the tables; slices and pickles keep it."""
+    dataset = open_optimisation_set("packed_3d")
+    again = pickle.loads(pickle.dumps(dataset[1:3]))
+    for one, other in zip(dataset[1:3], again, strict=True):
+        assert_same(one, other)
+        assert one.geometry is not None
+        assert other.geometry is not None
+        np.testing.assert_array_equal(one.geometry.ctf, other.geometry.ctf)
+        assert len(one.geometry.frames) == one.visible.sum()  # type: ignore[union-attr]
+
+
+def load_series(name: str = "TS_01") -> tuple[TiltSeries, np.ndarray, JobOptions]:
+    """Return a tilt series of the project as arrays, and positions and options of its job."""
+    options = JobOptions("x", 48, 24, 2.0, particles="particles.star", tomograms="tomograms.star")
+    job, plan = read_and_check(options)
+    place = job.tomogram_set.index_by_name()[name]
+    tomogram = job.tomogram_set.tomograms[place]
+    series = TiltSeries(
+        images=np.stack(mrc.map_series(tomogram.frames)),
+        projections=tomogram.projections,
+        pixel_size=tomogram.pixel_size,
+        size_xyz=tuple(tomogram.size_xyz),
+        dose=tomogram.pre_exposure,
+        defocus_u=tomogram.defocus_u,
+        defocus_v=tomogram.defocus_v,
+        defocus_angle=tomogram.defocus_angle,
+        voltage=tomogram.voltage,
+        spherical_aberration=tomogram.spherical_aberration,
+        amplitude_contrast=tomogram.amplitude_contrast,
+        hand=tomogram.hand,
+    )
+    first = sum(len(t) for t in plan.tasks if t.tomogram < place)
+    task = next(t for t in plan.tasks if t.tomogram == place)
+    return series, plan.position[first : first + len(task)], options
+
+
+def test_extraction_in_memory_is_that_of_a_run(here: Path) -> None:
+    """Bit for bit, 2D and 3D."""
+    series, positions, _ = load_series()
+    sizes = {"box": 48, "crop": 24, "binning": 2.0}
+    stacks = list(extract_stacks(series, positions, **sizes))
+    for found, expected in zip(stacks, open_dataset("files_2d"), strict=False):
+        np.testing.assert_array_equal(found.images, expected.images)
+        np.testing.assert_array_equal(found.visible, expected.visible)
+        assert found.pixel_size == pytest.approx(expected.pixel_size)
+    expected_3d = open_dataset("files_3d")
+    columns = [expected_3d.columns.get(f"rlnTomoSubtomogram{a}") for a in ("Rot", "Tilt", "Psi")]
+    angles = None
+    if columns[0] is not None:
+        angles = np.array(columns, dtype=float).T[: len(positions)]
+    volumes = list(extract_pseudo_subtomograms(series, positions, angles, **sizes))
+    for found, expected in zip(volumes, expected_3d, strict=False):
+        np.testing.assert_array_equal(found.images, expected.images)
+        np.testing.assert_array_equal(found.weights, expected.weights)
+
+
+def test_positions_and_options_of_extraction_in_memory(here: Path) -> None:
+    """One result a position, also outside all images; options go by their names."""
+    series, positions, _ = load_series()
+    far = np.vstack([positions[:1], [[-1e5, 0, 0]]])
+    inside, outside = extract_stacks(series, far, box=48, crop=24, binning=2.0)
+    assert inside.visible.any()
+    assert outside.images.shape == (0, 24, 24)
+    *_, nothing = extract_pseudo_subtomograms(series, far, box=48, crop=24, binning=2.0)
+    assert not nothing.images.any()
+    few = next(extract_stacks(series, far, box=48, crop=24, binning=2.0, max_dose=7.0))
+    assert len(few.images) == (series.dose <= 7).sum()
+    with pytest.raises(InputError, match="even number"):
+        extract_stacks(series, far, box=47)
+
+
+def test_projections_from_angles() -> None:
+    """The centre of the tomogram lies in the centre of every tilt image."""
+    images = np.zeros((3, 80, 100), np.float32)
+    tilts = np.array([-30.0, 0, 30])
+    projections = TiltSeries.project(images, 2.0, (100, 80, 40), tilts, rotation=85.0)
+    centre = projections @ [50, 40, 20, 1]
+    np.testing.assert_allclose(centre[:, :2], [[50, 40]] * 3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere", "file missing in nowhere"),
+        ("nowhere/particles.h5", r"nowhere/particles\.h5 is missing"),
+        ("particles.star", "data_optics"),
+    ],
+)
+def test_what_is_wrong_is_said(here: Path, path: str, message: str) -> None:
+    """Errors name the file."""
+    with pytest.raises(InputError, match=message):
+        open_dataset(path)
+
+
+def test_a_missing_container_is_no_empty_particle(here: Path, tmp_path: Path) -> None:
+    """A virtual data set would show zeros."""
+    shutil.copytree("packed_2d", tmp_path / "job")
+    (tmp_path / "job/Subtomograms/TS_01.h5").unlink()
+    with pytest.raises(InputError, match=r"TS_01\.h5 is missing"):
+        open_dataset(tmp_path / "job")
+
+
+def test_public_names() -> None:
+    """All are there, documented with what they take; an unknown one is an error as usual."""
+    for name in relion_pseudosubtomo.__all__:
+        item = getattr(relion_pseudosubtomo, name)
+        assert name.startswith("__") or item.__doc__
+        assert name in DOCS.read_text() or name.startswith("__")
+    assert set(relion_pseudosubtomo.__all__) <= set(dir(relion_pseudosubtomo))
+    with pytest.raises(AttributeError, match="no attribute 'open_nothing'"):
+        relion_pseudosubtomo.open_nothing  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_more() -> None:
+    """So that --help and scripts start at once."""
+    code = "import sys, relion_pseudosubtomo; sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_examples_of_the_documentation_run(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/api.md, from top to bottom, where its directories are results of this program."""
+    monkeypatch.chdir(project)
+    for name, results in (("job009", "packed_2d"), ("job010", "packed_3d")):
+        place = Path("PseudoSubtomo") / name
+        if not place.exists():
+            words = ["--stack2d"] if results.endswith("2d") else []
+            assert main([*WORDS, *words, "--hdf5", "--o", f"{place}/"]) == 0
+    blocks = DOCS.read_text().split("```python\n")[1:]
+    assert len(blocks) > 3
+    names: dict[str, object] = {"__name__": "docs"}
+    for block in blocks:
+        exec(compile(block.split("```")[0], str(DOCS), "exec"), names)
+
+
+def test_replacing_images_of_a_series(here: Path) -> None:
+    """A series is plain data: the same extraction from other images."""
+    series, positions, _ = load_series()
+    noise = replace(series, images=np.zeros_like(series.images))
+    assert not next(extract_stacks(noise, positions, box=48, crop=24, binning=2.0)).images.any()

@@ -1,0 +1,386 @@
+"""HDF5 containers: what is in them, complete or absent, and MRC files made of them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import mrcfile
+import numpy as np
+import pytest
+from project_copy import ProjectCopy
+
+from relion_pseudosubtomo import estimate, labels, task_work
+from relion_pseudosubtomo.cli import main
+from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.findings import Findings
+from relion_pseudosubtomo.io import hdf5
+from relion_pseudosubtomo.io.particles import read_particle_table
+from relion_pseudosubtomo.io.star import read_star, write_star
+from relion_pseudosubtomo.options import JobOptions, check_options
+from relion_pseudosubtomo.preflight import read_and_check
+
+WORDS = ["--p", "particles.star", "--t", "tomograms.star", "--b", "48", "--crop", "24"]
+WORDS += ["--bin", "2", "--j", "2", "--log_level", "warning", "--o", "out/"]
+PACKED = ["--hdf5", "--no_mrc"]
+CONTAINERS = ("out/Subtomograms/TS_01.h5", "out/Subtomograms/TS_03.h5")
+DOCS = Path(__file__).parent.parent / "docs" / "hdf5.md"
+
+KINDS = {
+    "2D": ("basic_2d", ["--stack2d"]),
+    "2D float16": ("basic_2d", ["--stack2d", "--float16"]),
+    "3D": ("basic_3d", []),
+    "3D float16": ("basic_3d", ["--float16"]),
+    "3D, every file": ("basic_3d", ["--ctf", "--multi", "--div", "--nrm"]),
+    "3D, no weights": ("basic_3d", ["--no_comb"]),
+    "trajectories": ("trajectories_2d_drop", ["--stack2d", "--mot", "motion.star"]),
+    "real": ("real_subtomo", ["--real_subtomo"]),
+}
+
+
+def start_in(folder: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> ProjectCopy:
+    """Return a copy of a reference case's input; start in it."""
+    copy = ProjectCopy(folder, case)
+    monkeypatch.chdir(copy.path)
+    return copy
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProjectCopy:
+    """Return a copy of a small case with two tomograms of two kept particles each; start in it."""
+    return start_in(tmp_path, "basic_3d", monkeypatch)
+
+
+def contents(folder: str = "out", *endings: str) -> dict[str, bytes]:
+    """Return the results that must be the same, however they were made."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file() and ".completed" not in path.parts and path.name.endswith(endings)
+    }
+
+
+def results(folder: str = "out") -> dict[str, bytes]:
+    """Return what RELION reads."""
+    return contents(folder, ".mrc", ".mrcs", ".star")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_direct_run_is_container_and_unpack(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, in every kind of run; the container is the same beside MRC files."""
+    name, words = KINDS[kind]
+    start_in(tmp_path, name, monkeypatch)
+    assert main([*WORDS, *words]) == 0
+    direct = results()
+    assert main([*WORDS, *words, *PACKED, "--overwrite"]) == 0
+    assert not [path for path in results() if path.startswith("Subtomograms")]
+    containers = contents("out", ".h5")
+    Path("out/particles.star").unlink()
+    assert main(["verify", "out/"]) == 1
+    assert main(["unpack", "out/"]) == 0
+    assert results() == direct
+    assert main(["verify", "out/"]) == 0
+    assert main([*WORDS, *words, "--hdf5", "--overwrite"]) == 0
+    assert results() == direct
+    assert contents("out", ".h5") == containers
+    assert main(["verify", "out/"]) == 0
+
+
+def test_joined_file_is_particles_star(case: ProjectCopy) -> None:
+    """Row for row: images, weights, table, visible frames; doses and tilts of each tomogram."""
+    assert main([*WORDS, "--hdf5"]) == 0
+    table = read_particle_table("out/particles.star", Findings())
+    assert table is not None
+    columns = table.particles.columns
+    with hdf5.open_container("out/particles.h5") as file:
+        assert len(file["images"]) == len(file["visible"]) == table.particles.n_rows
+        for row, (data, weights) in enumerate(
+            zip(columns[labels.IMAGE_NAME], columns[labels.CTF_IMAGE], strict=True)
+        ):
+            np.testing.assert_array_equal(file["images"][row], mrcfile.read(data))
+            kept = file["weights"][row]
+            np.testing.assert_array_equal(kept.reshape(-1, *kept.shape[2:]), mrcfile.read(weights))
+            assert data == f"out/{hdf5.read_text(file['stems'])[row]}_data.mrc"
+        names = hdf5.read_text(file["tomograms"])[file["tomogram_index"][:]]
+        assert names.tolist() == columns[labels.TOMO_NAME].tolist()
+        assert file["table"].attrs["columns"].tolist() == list(columns)
+        for label in set(columns) - set(hdf5.PATH_COLUMNS):
+            assert hdf5.read_text(file["table"][label]).tolist() == columns[label].tolist()
+        _, plan = read_and_check(make_options(output="elsewhere"))
+        tomograms = read_and_check(make_options(output="elsewhere"))[0].tomogram_set.tomograms
+        for i, task in enumerate(plan.tasks):
+            tomogram = tomograms[task.tomogram]
+            rows = slice(*file["first_particle"][i : i + 2])
+            np.testing.assert_array_equal(file["visible"][rows, : tomogram.n_frames], task.visible)
+            np.testing.assert_array_equal(
+                file["dose"][i][: tomogram.n_frames], tomogram.pre_exposure
+            )
+            assert np.isnan(file["dose"][i][tomogram.n_frames :]).all()
+
+
+def make_options(**changes: object) -> JobOptions:
+    """Return the options of the runs here."""
+    values: dict[str, object] = {
+        "output": "out/",
+        "particles": "particles.star",
+        "tomograms": "tomograms.star",
+        "box": 48,
+        "crop": 24,
+        "binning": 2.0,
+        **changes,
+    }
+    return JobOptions(**values)  # type: ignore[arg-type]
+
+
+def test_stacks_are_found_by_offsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All visible frames of all particles, one after another, with the frame of each."""
+    start_in(tmp_path, "basic_2d", monkeypatch)
+    assert main([*WORDS, "--stack2d", "--hdf5"]) == 0
+    table = read_particle_table("out/particles.star", Findings())
+    assert table is not None
+    with hdf5.open_container("out/particles.h5") as file:
+        for row, path in enumerate(table.particles.columns[labels.IMAGE_NAME]):
+            images = slice(*file["offsets"][row : row + 2])
+            np.testing.assert_array_equal(file["images"][images], mrcfile.read(path))
+            np.testing.assert_array_equal(
+                file["frame_index"][images], np.flatnonzero(file["visible"][row])
+            )
+    with hdf5.open_container(CONTAINERS[0]) as file:
+        np.testing.assert_allclose(file["tilt"][:], read_tilts("tilt_series/TS_01.star"), atol=1e-4)
+
+
+def read_tilts(path: str) -> list[float]:
+    """Return the tilt about y of each frame of a tilt series."""
+    star = read_star(path, Findings())
+    assert star is not None
+    return [float(text) for text in next(iter(star.tables.values())).columns[labels.Y_TILT]]
+
+
+def test_percent_and_longer_names(case: ProjectCopy) -> None:
+    """A % in a tomogram's name means nothing to the joined file; names of any length fit."""
+    name = "TS%b_with_a_longer_näme"
+    for file in ("particles.star", "tomograms.star"):
+        case.replace(file, "TS_01", name)
+    (case.path / "tilt_series" / "TS_01.star").rename(case.path / "tilt_series" / f"{name}.star")
+    case.replace(f"tilt_series/{name}.star", "data_TS_01", f"data_{name}")
+    assert main([*WORDS, *PACKED]) == 0
+    with hdf5.open_container("out/particles.h5") as file:
+        assert name in hdf5.read_text(file["tomograms"])
+        assert (file["images"][:].std(axis=(1, 2, 3)) > 0).all()
+        assert file["table/rlnTomoName"].asstr()[0] == name
+
+
+def test_every_dataset_and_attribute_is_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/hdf5.md has a line for each in real files, 2D and 3D, and none that is not there."""
+    found: set[str] = set()
+
+    def note(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        place = re.sub(r"^(table|optics|general)/.*", r"\1/<label>", name)
+        found.update(f"{place}@{key}" for key in item.attrs)
+        if isinstance(item, h5py.Dataset):
+            found.add(place)
+
+    for kind in ("2D", "3D, every file"):
+        name, words = KINDS[kind]
+        (tmp_path / kind).mkdir()
+        start_in(tmp_path / kind, name, monkeypatch)
+        assert main([*WORDS, *words, *PACKED]) == 0
+        for path in Path("out").rglob("*.h5"):
+            with h5py.File(path) as file:
+                found.update(f"@{key}" for key in file.attrs)
+                file.visititems(note)
+    documented = set(re.findall(r"^\| `([^`]+)` \|", DOCS.read_text(), re.MULTILINE))
+    assert documented == found
+    assert f"layout version {hdf5.LAYOUT_VERSION}" in DOCS.read_text()
+
+
+def test_same_bytes_for_any_number_of_threads(case: ProjectCopy) -> None:
+    """Also a while later: nothing in a container tells when it was made."""
+    assert main([*WORDS, *PACKED]) == 0
+    before = contents("out", ".h5")
+    time.sleep(1.1)
+    words = [word if word != "2" or WORDS[i - 1] != "--j" else "1" for i, word in enumerate(WORDS)]
+    assert main([*words, *PACKED, "--overwrite"]) == 0
+    assert contents("out", ".h5") == before
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "replace", "lose record", "lose slots"])
+def test_damaged_container_is_made_again(case: ProjectCopy, damage: str) -> None:
+    """A container or record that does not fit is not taken for good, the other one is."""
+    assert main([*WORDS, *PACKED]) == 0
+    before = contents("out", ".h5")
+    container, folder = Path(CONTAINERS[0]), Path("out/.completed/TS_01")
+    time.sleep(0.01)
+    if damage == "delete":
+        container.unlink()
+    elif damage == "truncate":
+        os.truncate(container, 2000)
+    elif damage == "replace":
+        container.write_bytes(bytes(len(container.read_bytes())))
+    elif damage == "lose record":
+        next(folder.glob("*.json")).unlink()
+    else:
+        (folder / "container.slots").unlink()
+    assert main([*WORDS, *PACKED, "--only_do_unfinished"]) == 0
+    assert json.loads(Path("out/run_summary.json").read_text())["n_done_before"] == 2
+    assert contents("out", ".h5") == before
+
+
+def test_changed_table_alone_makes_containers_anew(case: ProjectCopy) -> None:
+    """A column that no image depends on is in the container too."""
+    set_class("1")
+    assert main([*WORDS, *PACKED]) == 0
+    set_class("2")
+    assert main([*WORDS, *PACKED, "--only_do_unfinished"]) == 0
+    with hdf5.open_container("out/particles.h5") as file:
+        assert set(hdf5.read_text(file["table/rlnClassNumber"])) == {"2"}
+
+
+def set_class(number: str) -> None:
+    """Give all particles of the input a class."""
+    star = read_star("particles.star", Findings())
+    assert star is not None
+    columns = star.tables["particles"].columns
+    columns["rlnClassNumber"] = np.full(len(columns["rlnTomoName"]), number, dtype=object)
+    write_star("particles.star", star.tables.values())
+
+
+def test_interrupted_run_continues(case: ProjectCopy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a chunk the container is absent, nothing opens, and what is done is not done again."""
+    assert main([*WORDS, *PACKED]) == 0
+    whole = contents("out", ".h5")
+    shutil.rmtree("out")
+    monkeypatch.setattr(task_work, "CHUNK_PER_THREAD", 1)
+    words = ["1" if WORDS[i - 1] == "--j" else word for i, word in enumerate(WORDS)]
+    real, calls = os.pwrite, []
+
+    def fill_up(descriptor: int, data: bytes, offset: int) -> int:
+        calls.extend([offset] if offset else [])  # the lock's file is written from its start
+        if len(calls) > 4:  # values and statistics of images and weights of one particle
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fill_up)
+        assert main([*words, *PACKED]) == 1
+    assert not contents("out", ".h5")
+    parts = list(Path("out").rglob("*.part"))
+    assert len(parts) == 2
+    assert not any(h5py.is_hdf5(part) for part in parts)
+    assert main([*words, *PACKED, "--only_do_unfinished"]) == 0
+    assert json.loads(Path("out/run_summary.json").read_text())["n_done_before"] == 1
+    assert contents("out", ".h5") == whole
+
+
+def test_finished_container_is_taken_back(case: ProjectCopy) -> None:
+    """Where an MRC file beside it is lost, its record's particles are done again in both."""
+    assert main([*WORDS, "--hdf5"]) == 0
+    before = contents("out", ".h5", ".mrc")
+    Path("out/Subtomograms/TS_01/1_data.mrc").unlink()
+    assert main([*WORDS, "--hdf5", "--only_do_unfinished"]) == 0
+    assert contents("out", ".h5", ".mrc") == before
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_run_leaves_whole_containers_or_none(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL at a random moment: what opens is complete, and the next start continues."""
+    start_in(tmp_path, "basic_2d", monkeypatch)
+    words = [*WORDS, "--stack2d", *PACKED]
+    assert main(words) == 0
+    whole = contents("out", ".h5")
+    shutil.rmtree("out")
+    process = subprocess.Popen([sys.executable, "-P", "-m", "relion_pseudosubtomo", *words])
+    while not Path("out/.completed").exists() and process.poll() is None:
+        time.sleep(0.001)
+    time.sleep(random.Random(seed).uniform(0, 0.08))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for name, content in contents("out", ".h5").items():
+        assert content == whole[name]
+    assert not any(h5py.is_hdf5(path) for path in Path("out").rglob("*.part"))
+    assert main([*words, "--only_do_unfinished"]) == 0
+    assert contents("out", ".h5") == whole
+    assert not list(Path("out").rglob("*.part"))
+
+
+def test_overwriting_removes_containers(case: ProjectCopy) -> None:
+    """A run without containers leaves none of an earlier one, finished or not."""
+    assert main([*WORDS, *PACKED]) == 0
+    folder = Path("out/.completed/TS_01")
+    next(folder.glob("*.json")).unlink()
+    shutil.move(CONTAINERS[0], folder / "container.part")
+    assert main([*WORDS, "--overwrite"]) == 0
+    assert not [*Path("out").rglob("*.h5"), *Path("out").rglob("container.*")]
+    assert main(["verify", "out/"]) == 0
+
+
+def test_unpacking_where_the_directory_has_moved(case: ProjectCopy) -> None:
+    """The tables name the files where they are now."""
+    assert main([*WORDS, *PACKED]) == 0
+    Path("elsewhere").mkdir()
+    shutil.move("out", "elsewhere/job")
+    assert main(["unpack", "elsewhere/job"]) == 0
+    assert main(["verify", "elsewhere/job"]) == 0
+    assert "elsewhere/job/particles.star" in Path("elsewhere/job/optimisation_set.star").read_text()
+
+
+def test_what_is_wrong_is_said(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
+    """A container that is missing, damaged or of another layout; a directory without any."""
+    assert main(["unpack", "nowhere"]) == 1
+    assert "nowhere/particles.h5 is missing" in capsys.readouterr().err
+    assert main([*WORDS, *PACKED]) == 0
+    capsys.readouterr()
+    with h5py.File(CONTAINERS[0], "r+") as file:
+        file.attrs["layout_version"] = 99
+    with pytest.raises(InputError, match="expected 'relion_pseudosubtomo particles', version 1"):
+        hdf5.open_container(CONTAINERS[0])
+    os.truncate(CONTAINERS[0], 3000)
+    assert main(["unpack", "out"]) == 1
+    assert f"{CONTAINERS[0]} cannot be opened" in capsys.readouterr().err
+    assert main(["verify", "out"]) == 1
+    Path(CONTAINERS[0]).unlink()
+    assert main(["verify", "out"]) == 1
+    assert f"found {CONTAINERS[0]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"no_mrc": True}, "--no_mrc without --hdf5"),
+        ({"hdf5": True, "no_writing": True}, "--hdf5 together with --no_writing"),
+        ({"hdf5": True, "no_mrc": True, "dialects": ("relion4",)}, "--no_mrc together with --for"),
+    ],
+)
+def test_combinations_that_make_no_sense(changes: dict[str, object], message: str) -> None:
+    """They are refused."""
+    errors = [finding.text for finding in check_options(make_options(**changes)).errors]
+    assert any(message in error for error in errors)
+
+
+def test_disk_space_counts_containers(case: ProjectCopy) -> None:
+    """Beside MRC files they double what is needed; alone they are a little smaller."""
+    job, plan = read_and_check(make_options())
+    tomogram, task = job.tomogram_set.tomograms[plan.tasks[0].tomogram], plan.tasks[0]
+    files, both, alone = (
+        estimate.task_bytes(make_options(**changes), tomogram, task)
+        for changes in ({}, {"hdf5": True}, {"hdf5": True, "no_mrc": True})
+    )
+    assert both == files + alone
+    assert alone == files - 2 * 2 * estimate.MRC_HEADER_BYTES
+    assert not make_options(hdf5=True).may_split
