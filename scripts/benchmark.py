@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarking import containers, sections
+from benchmarking import checked, containers, sections
 from benchmarking.checks import Check, check_all
 from benchmarking.data import Size, default_directory
 from benchmarking.machine import describe_machine
@@ -34,16 +34,18 @@ SECTIONS = {
     "F": "192/96/6, 2D, float16, dose up to 50 e/A^2; and with all frames",
     "G": "A with float16 tilt images",
     "P": "A and B with --prebin, and how far that is from exact",
+    "V": "A with --average",
     "floor": "the transforms that nothing can avoid, for each chosen job",
     "zarr": "zarr-particle-tools 1.0.1 on B",
     "startup": "--help, and one small tomogram",
     "star": "200,000 particles, 20,000 trajectories",
+    "check": "check of 1,000 tomograms and 200,000 particles, verify of 10,000 particles",
     "hdf5": "containers against MRC files: written, and 1,000 random particles read",
     "headline": "the tutorial's first extraction, and the older manual's; only if asked for",
 }
 ONLY_ON_DEMAND = {"headline"}
 #: Sections whose figures are compared with those of another.
-NEEDS = {"C": "A", "G": "A", "P": "A", "zarr": "B"}
+NEEDS = {"C": "A", "G": "A", "P": "A", "V": "A", "zarr": "B"}
 
 PARTICLES, QUICK_PARTICLES = (40, 200), (4, 16)
 REPEATS = 5
@@ -124,6 +126,8 @@ def measure(session: Session, chosen: set[str], versus: str | None, shrink: int)
         sections.add_startup(session)
     if "star" in chosen:
         sections.add_star(session, shrink)
+    if "check" in chosen:
+        checked.add_checks(session, shrink)
     if "hdf5" in chosen:
         containers.add_writing(session)
     session.run()
@@ -134,6 +138,7 @@ def measure(session: Session, chosen: set[str], versus: str | None, shrink: int)
     if "P" in chosen and sections.has_prebin(session):
         checks += sections.compare_prebin(session)
     checks += sections.check_startup(session) + sections.check_star(session)
+    checks += checked.check_checks(session)
     if "headline" in chosen:
         checks += sections.run_headline(session, shrink)
     return checks

@@ -24,6 +24,7 @@ RSS_BEYOND_IMAGES_GB = 0.3
 DOSE_LIMIT = 1 / 2.2
 FLOAT16_LIMIT = 1.15
 PREBIN_LIMIT = 0.65
+AVERAGE_LIMIT = 1.2
 ZARR_LIMIT = 6.0
 ZARR = "zarr-particle-tools 1.0.1"
 
@@ -119,6 +120,7 @@ def _check_ratios(session: Session) -> Iterator[Check]:
         ("F", "F all", DOSE_LIMIT),
         ("G", "A", FLOAT16_LIMIT),
         ("P", "A", PREBIN_LIMIT),
+        ("V", "A", AVERAGE_LIMIT),
     ):
         slope = session.slope(name, TWO_THREADS.name)
         reference = session.slope(other, TWO_THREADS.name)

@@ -83,6 +83,7 @@ CONFIGURATIONS = {
             192, 96, 6, stack2d=True, switches=("--float16",),
         ),
         Configuration("G", "A with float16 tilt images", 192, 96, 4, image_type=FLOAT16),
+        Configuration("V", "A with --average", 192, 96, 4, switches=("--average",)),
         Configuration(
             "P", "A with --prebin", 192, 96, 4, switches=("--prebin",), share=PREBIN_SHARE
         ),

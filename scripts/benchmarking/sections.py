@@ -75,6 +75,8 @@ def add_configurations(session: Session, names: set[str]) -> None:
         session.add_configuration(CONFIGURATIONS["F all"], FEW_WAYS)
     if "G" in names:
         session.add_configuration(CONFIGURATIONS["G"], FEW_WAYS)
+    if "V" in names:
+        session.add_configuration(CONFIGURATIONS["V"], (ONE_THREAD, TWO_THREADS))
     if "P" in names and has_prebin(session):
         session.add_configuration(CONFIGURATIONS["P"], (ONE_THREAD, TWO_THREADS))
         session.add_configuration(CONFIGURATIONS["P 2D"], (ONE_THREAD, TWO_THREADS))
@@ -83,8 +85,8 @@ def add_configurations(session: Session, names: set[str]) -> None:
 def add_floors(session: Session, names: set[str]) -> None:
     """Let the floors of the chosen configurations wait."""
     for name, configuration in CONFIGURATIONS.items():
-        # --prebin avoids some of the transforms, so it has no floor of its own
-        if name[0] in names and name[0] != "P":
+        # no floor of their own: --prebin avoids some of the transforms, --average does A's job
+        if name[0] in names and name[0] not in "PV":
             session.add_floor(configuration)
 
 

@@ -1,19 +1,8 @@
-"""Measure `check` on 1,000 tomograms, and `verify` on 10,000 particles.
-
-    python scripts/measure_checks.py [--folder DIR] [--tomograms N] [--particles N] [--verified N]
-
-Makes the projects in a temporary folder (tilt images are headers with nothing behind them, in
-sparse files), runs each command once and prints seconds and peak memory.
-"""
+"""Projects for `check` and `verify`: many tomograms of which only headers exist, many particles."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import subprocess
-import sys
-import tempfile
-import time
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +10,18 @@ from mrcfile.dtypes import HEADER_DTYPE
 
 from relion_pseudosubtomo import labels
 
+from .checks import Check
+from .processes import run_command
+from .session import PROGRAM, Key, Session
+
+CHECKED_TOMOGRAMS, CHECKED_PARTICLES, VERIFIED_PARTICLES = 1000, 200_000, 10_000
+CHECK_SECONDS, CHECK_GB, VERIFY_SECONDS = 30.0, 2.0, 60.0
+CHECK = "check of 1,000 tomograms x 41 tilts"
+VERIFY, VERIFY_DEEP = "verify", "verify --deep"
+JOB = ("--p", "particles.star", "--t", "tomograms.star", "--o", "out", "--stack2d")
+CHECKED_BOX = ("--b", "192", "--crop", "96", "--bin", "4")
+VERIFIED_BOX = ("--b", "16", "--bin", "2")
+SMALL_IMAGE_SIZE_XY = (160, 160)
 N_TILTS = 41
 IMAGE_SIZE_XY = (3838, 3710)
 PIXEL_SIZE = 1.35
@@ -105,39 +106,45 @@ def make_project(
     write_table(folder / "particles.star", "particles", particle_labels, rows)
 
 
-def measure(folder: Path, *words: str) -> None:
-    """Run the program in a folder; print what it took."""
-    command = [sys.executable, "-m", "relion_pseudosubtomo", *words]
-    started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds, megabytes = time.perf_counter() - started, usage.ru_maxrss / 1024
-    print(output.strip().splitlines()[-1])
-    what = "extraction" if words[0].startswith("--") else words[0]
-    print(f"{what}: {seconds:.1f} s, {megabytes:.0f} MB, status {status >> 8}", flush=True)
+def add_checks(session: Session, shrink: int = 1) -> None:
+    """Let `check` of a large project, and `verify` of many particles, wait.
+
+    Parameters
+    ----------
+    session : Session
+    shrink : int
+        Divides the numbers of tomograms and particles, to try it out.
+    """
+    n_tomograms, n_particles = CHECKED_TOMOGRAMS // shrink, CHECKED_PARTICLES // shrink
+    folder = session.settings.data / f"checked-{n_tomograms}x{n_particles}"
+    if not (folder / "particles.star").exists():
+        make_project(folder, n_tomograms, n_particles, IMAGE_SIZE_XY)
+    _add(session, CHECK, n_particles, folder, ["check", *JOB, *CHECKED_BOX])
+    n_verified = VERIFIED_PARTICLES // shrink
+    folder = session.settings.data / f"verified-{n_verified}"
+    if not (folder / "out/particles.star").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        make_project(folder, 10, n_verified, SMALL_IMAGE_SIZE_XY, sparse=False)
+        run_command([*PROGRAM, *JOB, *VERIFIED_BOX], folder)
+    _add(session, VERIFY, n_verified, folder, ["verify", "out"])
+    _add(session, VERIFY_DEEP, n_verified, folder, ["verify", "out", "--deep"])
 
 
-def main() -> None:
-    """Make the projects and measure."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--folder", help="where the projects go (a temporary folder)")
-    parser.add_argument("--tomograms", type=int, default=1000)
-    parser.add_argument("--particles", type=int, default=200_000)
-    parser.add_argument("--verified", type=int, default=10_000)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name, "check")
-        make_project(folder, options.tomograms, options.particles, IMAGE_SIZE_XY)
-        job = ("--p", "particles.star", "--t", "tomograms.star", "--o", "out", "--stack2d")
-        measure(folder, "check", *job, "--b", "192", "--crop", "96", "--bin", "4")
-        folder = Path(name, "verify")
-        make_project(folder, 10, options.verified, (160, 160), sparse=False)
-        measure(folder, *job, "--b", "16", "--bin", "2")
-        measure(folder, "verify", "out")
-        measure(folder, "verify", "out", "--deep")
+def _add(session: Session, what: str, n: int, folder: Path, words: list[str]) -> None:
+    session.add(Key("check", what, n), lambda: run_command([*PROGRAM, *words], folder)[0])
 
 
-if __name__ == "__main__":
-    main()
+def check_checks(session: Session) -> list[Check]:
+    """Return what is required of `check` and `verify`, for the full numbers."""
+    checks = []
+    usage = session.median(Key("check", CHECK, CHECKED_PARTICLES))
+    if usage is not None:
+        text = f"{CHECK}, {CHECKED_PARTICLES:,} particles"
+        checks.append(Check(f"{text}: seconds", usage.wall, CHECK_SECONDS))
+        checks.append(Check(f"{text}: GB", usage.rss / 1e9, CHECK_GB))
+    for what in (VERIFY, VERIFY_DEEP):
+        usage = session.median(Key("check", what, VERIFIED_PARTICLES))
+        if usage is not None:
+            text = f"{what}, {VERIFIED_PARTICLES:,} particles: seconds"
+            checks.append(Check(text, usage.wall, VERIFY_SECONDS))
+    return checks
