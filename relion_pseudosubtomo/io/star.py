@@ -27,6 +27,9 @@ _VALUE = re.compile(r"""\s*(?:"(.*?)"(?=\s|$)|'(.*?)'(?=\s|$)|(\#.*)|(\S+))""")
 #: Words that starfile turns into missing values.
 _NAN_WORDS = frozenset({"nan", "NaN", "<NA>"})
 
+#: White space besides blanks, tabs and line ends.
+_OTHER_SPACES = "\v\f\x1c\x1d\x1e\x1f"
+
 #: Stands for a value that starfile would change.
 _PLACEHOLDER = "?"
 
@@ -188,8 +191,11 @@ class _Outline:
         """Return the labels of the wanted columns."""
         return tuple(self.labels[i] for i in self.kept)
 
-    def add_row(self, values: list[str], is_special: bool) -> None:
-        """Note the wanted values of a row."""
+    def add_row(self, values: list[str], is_special: bool, line: str | None = None) -> None:
+        """Note the wanted values of a row; the line itself where starfile can read it as it is."""
+        if line is not None and not is_special and len(self.kept) == len(values):
+            self.plain_rows.append(line)
+            return
         if len(self.kept) < len(values):
             values = [values[i] for i in self.kept]
         if is_special:
@@ -207,9 +213,12 @@ class _Scanner:
         self.findings = Findings()
         self.outlines: list[_Outline] = []
         self.names: set[str] = set()
+        self._is_plain = False
 
     def scan(self, text: str) -> None:
         """Fill `outlines` and `findings`."""
+        # Python takes more characters for white space than starfile does
+        self._is_plain = text.isascii() and not any(space in text for space in _OTHER_SPACES)
         for number, raw in enumerate(text.split("\n"), 1):
             line = raw.strip()
             if not line or line[0] == "#":
@@ -285,7 +294,7 @@ class _Scanner:
         table.n_rows += 1
         values, is_special = self._split(line, table, number)
         if len(values) == len(table.labels):
-            table.add_row(values, is_special)
+            table.add_row(values, is_special, line if self._is_plain else None)
         elif table.labels:
             table.wrong.append((table.n_rows, number, len(values)))
 
