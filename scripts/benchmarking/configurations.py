@@ -7,7 +7,7 @@ from dataclasses import dataclass
 FLOAT32, FLOAT16 = "float32", "float16"
 
 #: --prebin is used only where it pays, so both particle numbers of a slope have to be beyond that.
-PREBIN_SHARE = 2.5
+PREBIN_SHARE = 5.0
 
 
 @dataclass(frozen=True)
