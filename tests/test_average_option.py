@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from test_simulated_average import SMALL, SMALL_BOX
 
 from relion_pseudosubtomo import accumulate, cli, worker
 from relion_pseudosubtomo.average_job import average_directory
@@ -20,7 +21,7 @@ from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io.mrc import read_header, read_volume
 from relion_pseudosubtomo.io.star import StarTable, read_star, write_star
 from relion_pseudosubtomo.parallel.runner import Control
-from relion_pseudosubtomo.simulate import Settings, make_dataset, write_project
+from relion_pseudosubtomo.simulate import make_dataset, write_project
 from relion_pseudosubtomo.simulate.project import Reference
 
 Floats = NDArray[np.floating]
@@ -36,19 +37,6 @@ BOX = ["--b", "96", "--crop", "64", "--bin", "2"]
 PIXEL_SIZE = 3.0
 JUDGED = shells_up_to(2 / 3, 64)
 ENOUGH = 0.9
-
-#: One without noise, made in seconds.
-SMALL = Settings(
-    n_tilts=21,
-    n_particles=16,
-    tilt_step=6.0,
-    image_size_xy=(288, 256),
-    thickness_px=400,
-    pixel_size=3.0,
-    noise=False,
-    motion=4.0,
-)
-SMALL_BOX = ["--b", "64", "--crop", "32", "--bin", "2"]
 
 
 @pytest.fixture
