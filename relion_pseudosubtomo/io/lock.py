@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import platform
+import time
 from types import TracebackType
 
 from relion_pseudosubtomo.errors import InputError, OutputError
@@ -15,6 +16,10 @@ LOCK_NAME = ".lock"
 
 #: What file systems without locks answer: Lustre mounted without them, some NFS servers.
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+
+#: Seconds that a lock is waited for, and between two looks. A killed job's lock lives on for a
+#: moment in a process that the job was about to start: importing h5py starts one.
+_PATIENCE, _PAUSE = 1.0, 0.02
 
 logger = logging.getLogger("relion_pseudosubtomo")
 
@@ -26,7 +31,7 @@ def find_holder(directory: str) -> str:
     except OSError:
         return ""
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _lock(file, fcntl.LOCK_SH)
     except BlockingIOError:
         text = os.pread(file, 4096, 0).decode(errors="replace").strip()
         return text or "a job that is starting"
@@ -35,6 +40,18 @@ def find_holder(directory: str) -> str:
     finally:
         os.close(file)
     return ""
+
+
+def _lock(file: int, operation: int) -> None:
+    """Lock a file; raise BlockingIOError where another process keeps it."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return fcntl.flock(file, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE)
 
 
 class DirectoryLock:
@@ -65,7 +82,7 @@ class DirectoryLock:
         except OSError as error:
             raise OutputError(f"{self._path} could not be written: {error.strerror}") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 logger.warning(

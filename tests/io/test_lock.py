@@ -6,12 +6,13 @@ import errno
 import fcntl
 import logging
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from relion_pseudosubtomo.errors import InputError, OutputError
-from relion_pseudosubtomo.io.lock import DirectoryLock
+from relion_pseudosubtomo.io.lock import DirectoryLock, find_holder
 
 
 def test_the_second_job_is_refused_and_the_next_one_is_not(tmp_path: Path) -> None:
@@ -25,6 +26,22 @@ def test_the_second_job_is_refused_and_the_next_one_is_not(tmp_path: Path) -> No
     with DirectoryLock(str(tmp_path), "a third"):
         assert "a third" in (tmp_path / ".lock").read_text()
     assert (tmp_path / ".lock").read_text() == ""
+
+
+def hold_for_a_moment(path: Path) -> None:
+    """Lock a file as another process would, and release it soon."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    threading.Timer(0.2, os.close, [file]).start()
+
+
+def test_a_lock_that_is_about_to_go_is_waited_for(tmp_path: Path) -> None:
+    """A killed job's lock may live on in a process that it had just started."""
+    hold_for_a_moment(tmp_path / ".lock")
+    assert find_holder(str(tmp_path)) == ""
+    hold_for_a_moment(tmp_path / ".lock")
+    with DirectoryLock(str(tmp_path), "a job"):
+        assert "a job" in (tmp_path / ".lock").read_text()
 
 
 def test_without_locks_a_warning(
