@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relion_pseudosubtomo.core.prebin import prebinned_axis
+from relion_pseudosubtomo.core.windows import BLOCK_BYTES, frames_at_once
 from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram
 from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, real_box_size
 
@@ -118,27 +119,36 @@ def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int
     Workspaces of its threads, tables, and the tilt images of two tomograms, the present one and the
     next, where they are not mapped: with `--preload` and `--prebin`.
     """
-    s, n, s0 = options.box, options.crop, options.window
-    half = s // 2 + 1
-    workspace = 16 * half * (s0 + 8) + 8 * half * s + 400_000
-    workspace += 4 * s0 * s0 if options.circle_precrop else 0
-    workspace += 8 * half * s + 4 * s * (n + 1)
+    workspace = _frame_memory(options)
+    n = options.crop
     if options.stack2d:
         n_stacks = 1 + len(options.dialect_suffixes)
         workspace += 4 * n_stacks * max((t.n_frames for t in tomograms), default=0) * n * n
     else:
-        workspace += 16 * half * s + 8 * half * (n + 1) + 4 * half * s
         workspace += 16 * (n + 3) ** 2 * (n // 2 + 2)
         workspace += (8 + 8) * n * n * (n // 2 + 1) + 4 * n**3
     if options.real_subtomo:
         binning = next((t.tomogram_binning for t in tomograms if t.tomogram_binning), 1.0)
         padded = 2 * real_box_size(n, options.binning, binning)
         workspace = 16 * padded**3  # the padded box and its transform, with their copies
-    tables = max((t.n_frames for t in tomograms), default=0) * 4 * half * s
+    slice_size = options.box * (options.box // 2 + 1)
+    tables = max((t.n_frames for t in tomograms), default=0) * 4 * slice_size
     tables *= 2 if options.whiten else 1
     images = max((_image_memory(options, t, threads) for t in tomograms), default=0.0)
     images += _average_memory(options, threads)
     return _BASE_MEMORY + threads * workspace + 2 * tables + images
+
+
+def _frame_memory(options: JobOptions) -> int:
+    """Return the bytes of a thread's scratch arrays for the frames that it does at once."""
+    s, n, s0 = options.box, options.crop, options.window
+    half, n_frames = s // 2 + 1, frames_at_once(s0, s)
+    rows = 8 * n_frames * s0 * s0 if n_frames > 1 else 2 * BLOCK_BYTES
+    window = 16 * half * (s0 + 8) + (4 * s0 * s0 if options.circle_precrop else 0)
+    image = 8 * half * s + 8 * half * (s + 8) + 8 * s * (n + 2)
+    if not options.stack2d or options.average:
+        image += 8 * half * s + 8 * half * (s + 8) + 4 * half * s
+    return n_frames * (window + image) + rows
 
 
 def _average_memory(options: JobOptions, threads: int) -> float:

@@ -47,20 +47,19 @@ STAGES = (CUT, ROWS, COLUMNS, WEIGHT, BACK, FORTH, INSERTION, UNPACK, VOLUME)
 KERNEL_STAGES = {
     "copy_rows": CUT,
     "join_rows": ROWS,
-    "weight_slice": WEIGHT,
+    "weight_slices": WEIGHT,
     "weight_cone": WEIGHT,
     "pack_rows": BACK,
     "mask_pairs": BACK,
     "crop_pairs": BACK,
     "unpack_rows": FORTH,
-    "insert_slice": INSERTION,
     "insert_slices": INSERTION,
     "unpack_volume": UNPACK,
 }
 #: Attribute of the extractor, or of what it holds, where a plan is kept -> stage.
 PLAN_STAGES = {
-    "_row_plan": ROWS,
-    "_column_plan": COLUMNS,
+    "_row_plans": ROWS,
+    "_column_plans": COLUMNS,
     "_to_columns": BACK,
     "_to_rows": BACK,
     "_from_rows": FORTH,

@@ -409,15 +409,15 @@ def test_a_failure_within_a_particle_does_not_spoil_the_next_one(
     """What was inserted of it before the failure must not be found in another particle."""
     assert run(*BOX_3D, output="good/") == 0
     good = written(project.path / "good", ".mrc")
-    real, calls = kernels.insert_slice, []
+    real, calls = kernels.insert_slices, []
 
-    def insert_slice(*arguments: Any) -> None:
+    def insert_slices(*arguments: Any) -> None:
         calls.append(1)
         if len(calls) == 4:
             raise OSError("a page of the image could not be read")
         real(*arguments)
 
-    monkeypatch.setattr(kernels, "insert_slice", insert_slice)
+    monkeypatch.setattr(kernels, "insert_slices", insert_slices)
     assert run(*BOX_3D, threads=threads) == 1
     (failed,) = read_summary(project.path / "out")["failures"]
     found = written(project.path / "out", ".mrc")

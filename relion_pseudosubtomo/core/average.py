@@ -200,25 +200,26 @@ class SliceTarget:
 
     def insert(
         self,
-        slice_fs: NDArray[np.complex64],
-        weight: NDArray[np.float32],
+        slices: NDArray[np.complex64],
+        weights: NDArray[np.float32],
+        frames: NDArray[np.int64],
         last_x: NDArray[np.int32],
-        frame: int,
     ) -> None:
-        """Add one weighted slice (spec 2.8, without its scale, which divides out).
+        """Add weighted slices (spec 2.8, without its scale, which divides out).
 
         Parameters
         ----------
-        slice_fs, weight, last_x
-            As for `kernels.insert_slice`.
-        frame : int
+        slices, weights, frames, last_x
+            As for `kernels.insert_slices`.
         """
-        u, v = self.axes[frame] * ((len(self.volume) - 3) / len(last_x))
-        kernels.insert_slice(slice_fs, weight, last_x, u, v, 1.0, self.volume)
+        axes = self.axes * ((len(self.volume) - 3) / last_x.shape[1])
+        kernels.insert_slices(
+            slices, weights, frames, last_x, axes, np.ones(len(axes)), self.volume
+        )
 
 
 def make_packed_volume(box: int) -> NDArray[np.float32]:
-    """Return an empty packed volume, as `kernels.insert_slice` needs it for box `box`."""
+    """Return an empty packed volume, as `kernels.insert_slices` needs it for box `box`."""
     return fft.zeros((box + 3, box + 3, box // 2 + 2, 4), np.float32)
 
 

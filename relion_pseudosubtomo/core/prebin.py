@@ -61,7 +61,7 @@ class ImageBinner:
         self._window = WindowTransform((factor * ny, factor * nx), nx)
         self._scale = np.float32(1.0 / (factor * ny * factor * nx))
         self._columns_fs = fft.zeros((half, ny), np.complex64)
-        self._columns_rs = fft.padded_columns(half, ny)
+        self._columns_rs = fft.padded_columns(1, half, ny)[0]
         self._rows_fs = fft.zeros((ny, half), np.complex64)
         self._rows_rs = fft.zeros((ny, nx), np.float32)
         self._to_columns = fft.plan_backward(self._columns_fs, self._columns_rs)
@@ -82,12 +82,14 @@ class ImageBinner:
         ndarray, shape (ny, nx), float32, or None
             None where a pixel is NaN or infinite, which would spread over the whole image.
         """
-        n_bad = self._window.transform(image_bytes, mode, -self._before_x, -self._before_y)
+        corner = np.array([[-self._before_x, -self._before_y]])
+        n_bad = self._window.transform([image_bytes], [mode], corner)
         if n_bad:
             return None
         half = self._columns_fs.shape[1] // 2
-        self._columns_fs[:, :half] = self._window.columns[:, :half]
-        self._columns_fs[:, half:] = self._window.columns[:, -half:]
+        (columns,) = self._window.columns
+        self._columns_fs[:, :half] = columns[:, :half]
+        self._columns_fs[:, half:] = columns[:, -half:]
         self._columns_fs *= self._scale
         self._to_columns.execute()
         kernels.transpose_rows(self._columns_rs, 0, self._rows_fs)

@@ -14,7 +14,12 @@ from relion_pseudosubtomo.core.average import SliceTarget, make_packed_volume
 from relion_pseudosubtomo.core.exact_windows import ScaledWindowTransform
 from relion_pseudosubtomo.core.frames import FrameTables
 from relion_pseudosubtomo.core.masks import ImageMask, image_mask
-from relion_pseudosubtomo.core.windows import WindowTransform, shift_cycles, window_corners
+from relion_pseudosubtomo.core.windows import (
+    WindowTransform,
+    frames_at_once,
+    shift_cycles,
+    window_corners,
+)
 
 Floats = NDArray[np.floating]
 
@@ -211,12 +216,13 @@ class ParticleExtractor:
         self.settings = settings
         self.n_not_finite = 0
         self._window = _make_window_transform(settings)
-        self._slice_fs = fft.zeros((half, s), np.complex64)
+        self._n_frames = len(self._window.columns)
+        self._slices_fs = self._zeros(half, s)
         self._mask: ImageMask | None = None
         if settings.real_space_round_trip:
             self._make_image_plans(s, n, half)
         if settings.inserts_slices:
-            self._weight = fft.zeros((half, s), np.float32)
+            self._weights = fft.zeros((self._n_frames, half, s), np.float32)
         if not settings.stack2d:
             self._volume = make_packed_volume(n)
             self._data_fs = fft.zeros((n, n, n // 2 + 1), np.complex64)
@@ -230,24 +236,28 @@ class ParticleExtractor:
                 fft.plan_backward(self._data_fs, self._result.data, (2,)),
             )
 
+    def _zeros(self, *shape: int) -> NDArray[np.complex64]:
+        """Return complex zeros for as many frames as are done at once."""
+        return fft.zeros((self._n_frames, *shape), np.complex64)
+
     def _make_image_plans(self, s: int, n: int, half: int) -> None:
         settings = self.settings
         self._edge = (s - n) // 2
         n_pairs = min(n + 2, s) // 2  # the circle reaches n + 1 rows
-        self._columns_rs = fft.padded_columns(half, s)
-        self._pairs_fs = fft.zeros((n_pairs, s), np.complex64)
-        self._pairs_rs = fft.zeros((n_pairs, s), np.complex64)
-        self._to_columns = fft.plan_backward(self._slice_fs, self._columns_rs)
-        self._to_rows = fft.plan_backward(self._pairs_fs, self._pairs_rs)
+        self._columns_rs = fft.padded_columns(self._n_frames, half, s)
+        self._pairs_fs, self._pairs_rs = self._zeros(n_pairs, s), self._zeros(n_pairs, s)
+        plan, backward = fft.plan_frames, fft.plan_backward
+        self._to_columns = plan(backward, self._slices_fs, self._columns_rs)
+        self._to_rows = plan(backward, self._pairs_fs, self._pairs_rs)
         if settings.circle_crop or settings.grid_precorr:
             self._mask = image_mask(
                 s, n, circle_crop=settings.circle_crop, grid_precorr=settings.grid_precorr
             )
         if settings.inserts_slices:
-            self._gathered = fft.padded_columns(half, s)
-            self._masked_fs = fft.zeros((half, s), np.complex64)
-            self._from_rows = fft.plan_forward(self._pairs_rs, self._pairs_fs)
-            self._from_columns = fft.plan_forward(self._gathered, self._masked_fs)
+            self._gathered = fft.padded_columns(self._n_frames, half, s)
+            self._masked_fs = self._zeros(half, s)
+            self._from_rows = plan(fft.plan_forward, self._pairs_rs, self._pairs_fs)
+            self._from_columns = plan(fft.plan_forward, self._gathered, self._masked_fs)
 
     def extract_stack(
         self,
@@ -277,21 +287,24 @@ class ParticleExtractor:
         s, n = self.settings.box, self.settings.crop
         stack = np.empty((int(view.visible.sum()), n, n), np.float32)
         scale = self.settings.prebin**2 / (self.settings.window * self.settings.binning**2 * s)
-        weight = None if average is None else self._weight
+        weights = None if average is None else self._weights
         both = without_ctf is not None
+        done = 0
         slices = self._weighted_slices(
-            images, tables, view, aberrations, scale, weight, and_without_ctf=both
+            images, tables, view, aberrations, scale, weights, and_without_ctf=both
         )
-        for i, f in enumerate(slices):
-            self._to_real_space()
-            kernels.crop_pairs(self._pairs_rs, stack[i])
+        for frames in slices:
+            here = slice(done, done + len(frames))
+            done = here.stop
+            self._to_real_space(len(frames))
+            kernels.crop_pairs(self._pairs_rs, stack[here])
             if average is not None:
-                self._to_fourier_space()
-                average.insert(self._masked_fs, self._weight, tables.last_x[f], f)
+                self._to_fourier_space(len(frames))
+                average.insert(self._masked_fs, self._weights, frames, tables.last_x)
             if without_ctf is not None:
                 next(slices)
-                self._to_real_space()
-                kernels.crop_pairs(self._pairs_rs, without_ctf[i])
+                self._to_real_space(len(frames))
+                kernels.crop_pairs(self._pairs_rs, without_ctf[here])
         return stack
 
     def extract_subtomogram(
@@ -318,28 +331,22 @@ class ParticleExtractor:
         """
         s, n, b = self.settings.box, self.settings.crop, self.settings.binning
         axes = view.slice_axes * (n / s)
-        norms = np.linalg.norm(axes, axis=2)
-        slice_fs = self._slice_fs
+        scales = np.linalg.norm(axes, axis=2).prod(axis=1)
+        slices_fs = self._slices_fs
         scale = self.settings.prebin**2 / (self.settings.window * b)
         if self.settings.real_space_round_trip:
-            slice_fs, scale = self._masked_fs, scale / (s * s)
-        slices = self._weighted_slices(images, tables, view, aberrations, scale, self._weight)
+            slices_fs, scale = self._masked_fs, scale / (s * s)
+        slices = self._weighted_slices(images, tables, view, aberrations, scale, self._weights)
         try:
-            for f in slices:
+            for frames in slices:
                 if self.settings.real_space_round_trip:
-                    self._to_real_space()
-                    self._to_fourier_space()
-                kernels.insert_slice(
-                    slice_fs,
-                    self._weight,
-                    tables.last_x[f],
-                    axes[f, 0],
-                    axes[f, 1],
-                    norms[f, 0] * norms[f, 1],
-                    self._volume,
+                    self._to_real_space(len(frames))
+                    self._to_fourier_space(len(frames))
+                kernels.insert_slices(
+                    slices_fs, self._weights, frames, tables.last_x, axes, scales, self._volume
                 )
                 if average is not None:
-                    average.insert(slice_fs, self._weight, tables.last_x[f], f)
+                    average.insert(slices_fs, self._weights, frames, tables.last_x)
         except BaseException:
             self._volume[:] = 0  # the next particle starts from nothing
             raise
@@ -361,73 +368,78 @@ class ParticleExtractor:
         view: ParticleView,
         aberrations: Aberrations,
         scale: float,
-        weight: NDArray[np.float32] | None,
+        weights: NDArray[np.float32] | None,
         *,
         and_without_ctf: bool = False,
-    ) -> Iterator[int]:
-        """Yield each visible frame with its weighted slice in `_slice_fs`, corner as origin.
+    ) -> Iterator[NDArray[np.int64]]:
+        """Yield visible frames, a few at a time, with their weighted slices in `_slices_fs`.
 
-        With `and_without_ctf` each is yielded once more, with the slice of the same window but
-        without CTF and dose weight.
+        The origin is the corner. With `and_without_ctf` the same frames are yielded once more, with
+        the slices of the same windows but without CTF and dose weight.
         """
         settings = self.settings
-        s, frames = settings.box, np.flatnonzero(view.visible)
-        points = (view.image_point[frames] + images.margin_xy) / images.prebin
+        s, all_frames = settings.box, np.flatnonzero(view.visible)
+        points = (view.image_point[all_frames] + images.margin_xy) / images.prebin
         window, binning = settings.cut_window, settings.cut_binning
         corners = window_corners(points, window)
         cycles = shift_cycles(points, window, s, binning, exact_scale=settings.exact_scale) - 0.5
         ramp_x = _ramps(cycles[:, 0], np.arange(s // 2 + 1.0))
         ramp_y = _ramps(cycles[:, 1], np.fft.fftfreq(s, 1 / s), scale)
-        ctf = tables.ctf_phase[frames].copy()
-        ctf[:, [1, 3]] += tables.defocus_to_turns * view.extra_defocus[frames, None]
+        ctf = tables.ctf_phase[all_frames]
+        ctf[:, [1, 3]] += tables.defocus_to_turns * view.extra_defocus[all_frames, None]
         sign = -1.0 if settings.invert_contrast else 1.0
         kinds = (settings.apply_ctf, False) if and_without_ctf else (settings.apply_ctf,)
-        for i, f in enumerate(frames.tolist()):
+        for first in range(0, len(all_frames), self._n_frames):
+            here = slice(first, first + self._n_frames)
+            frames = all_frames[here]
             self.n_not_finite += self._window.transform(
-                images.image_bytes[f], images.modes[f], corners[i, 0], corners[i, 1]
+                [images.image_bytes[f] for f in frames],
+                [images.modes[f] for f in frames],
+                corners[here],
             )
             for apply_ctf in kinds:
-                kernels.weight_slice(
+                kernels.weight_slices(
                     self._window.columns,
-                    ramp_x[i],
-                    ramp_y[i],
+                    frames,
+                    ramp_x[here],
+                    ramp_y[here],
                     sign,
-                    tuple(ctf[i]) if apply_ctf else None,
+                    ctf[here] if apply_ctf else None,
                     tables.kx,
                     tables.ky,
-                    tables.gain[f] if apply_ctf else None,
+                    tables.gain,
                     aberrations.even_turns,
                     aberrations.odd_factor,
-                    None if tables.noise is None else tables.noise[f],
-                    self._slice_fs,
-                    weight,
+                    tables.noise,
+                    self._slices_fs,
+                    weights,
                 )
-                yield f
+                yield frames
 
-    def _to_real_space(self) -> None:
-        """Fill `_pairs_rs` with the central rows of the image, masked; origin at (s/2, s/2)."""
+    def _to_real_space(self, n_frames: int) -> None:
+        """Fill `_pairs_rs` with the central rows of images, masked; origin at (s/2, s/2)."""
         s = self.settings.box
-        total = float(self._slice_fs[0, 0].real) * s * s
-        self._to_columns.execute()
-        kernels.pack_rows(self._columns_rs, self._edge, self._pairs_fs)
-        self._to_rows.execute()
+        totals = self._slices_fs[:n_frames, 0, 0].real * np.float64(s * s)
+        self._to_columns[n_frames].execute()
+        kernels.pack_rows(self._columns_rs, self._edge, self._pairs_fs[:n_frames])
+        self._to_rows[n_frames].execute()
         mask = self._mask
         if mask is not None:
             kernels.mask_pairs(
-                self._pairs_rs,
+                self._pairs_rs[:n_frames],
                 self.settings.crop,
-                total,
+                totals,
                 mask.inside,
                 mask.n_outside,
                 mask.subtract_mean,
                 mask.taper,
             )
 
-    def _to_fourier_space(self) -> None:
+    def _to_fourier_space(self, n_frames: int) -> None:
         """Fill `_masked_fs` from the masked central rows; the other rows are zero."""
-        self._from_rows.execute()
-        kernels.unpack_rows(self._pairs_fs, self._edge, self._gathered)
-        self._from_columns.execute()
+        self._from_rows[n_frames].execute()
+        kernels.unpack_rows(self._pairs_fs[:n_frames], self._edge, self._gathered)
+        self._from_columns[n_frames].execute()
 
     def _weight_cone(self, particle_rotation: Floats) -> None:
         assert self.settings.cone is not None
@@ -446,7 +458,8 @@ def _make_window_transform(settings: ExtractionSettings) -> WindowTransform | Sc
     window, box, precrop = settings.cut_window, settings.box, settings.circle_precrop
     if settings.exact_scale:
         return ScaledWindowTransform(window, box, settings.binning, circle_precrop=precrop)
-    return WindowTransform((window, window), box, circle_precrop=precrop)
+    n_frames = frames_at_once(window, box)
+    return WindowTransform((window, window), box, circle_precrop=precrop, n_frames=n_frames)
 
 
 def _ramps(cycles: Floats, k: Floats, factor: float = 1.0) -> NDArray[np.complex64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,17 @@ from relion_pseudosubtomo.core.masks import crop_circle
 
 #: Rows transformed at once: a block of input and output stays in the second-level cache.
 BLOCK_BYTES = 400_000
+
+#: Small windows are done several a call, because threads wait for each other between calls; their
+#: pixels and columns stay in the second-level cache too.
+FRAMES_BYTES = 900_000
+MOST_FRAMES = 8
+
+
+def frames_at_once(window: int, box: int) -> int:
+    """Return of how many frames the windows are done in one call, for s0 and s."""
+    frame_bytes = 4 * window * window + 8 * window * (box // 2 + 1)
+    return max(1, min(MOST_FRAMES, FRAMES_BYTES // frame_bytes))
 
 
 class WindowTransform:
@@ -27,35 +40,42 @@ class WindowTransform:
         s, binned pixels along x.
     circle_precrop : bool
         Whether the window is multiplied by a circle first (spec 2.4).
+    n_frames : int
+        Most frames a call.
 
     Attributes
     ----------
-    columns : ndarray, shape (s/2 + 1, s0), complex64
-        Result of `transform`: [kx, ky], origin at the window's corner, not normalised.
+    columns : ndarray, shape (n_frames, s/2 + 1, s0), complex64
+        Result of `transform`: [frame, kx, ky], origin at the window's corner, not normalised.
     """
 
     def __init__(
-        self, window_yx: tuple[int, int], box: int, *, circle_precrop: bool = False
+        self,
+        window_yx: tuple[int, int],
+        box: int,
+        *,
+        circle_precrop: bool = False,
+        n_frames: int = 1,
     ) -> None:
         height, width = window_yx
         half = box // 2 + 1
         self._height = height
         self._is_odd = width % 2 == 1
         self._parts, length = split_row(width, box)
-        n_blocks = max(1, -(-4 * height * width // BLOCK_BYTES))
+        n_blocks = 1 if n_frames > 1 else max(1, -(-4 * height * width // BLOCK_BYTES))
         self._block = -(-height // n_blocks)
-        self._packed = fft.zeros((self._block, self._parts, length), np.complex64)
+        self._packed = fft.zeros((n_frames, self._block, self._parts, length), np.complex64)
         self._rows_fs = fft.zeros(self._packed.shape, np.complex64)
-        self._row_plan = fft.plan_forward(self._packed, self._rows_fs)
+        self._row_plans = fft.plan_frames(fft.plan_forward, self._packed, self._rows_fs)
         self._factors = join_factors(width, half, self._parts)
         if self._is_odd:
-            self._rows = fft.zeros((self._block, width), np.float32)
+            self._rows = fft.zeros((n_frames, self._block, width), np.float32)
         else:
-            self._rows = self._packed.view(np.float32).reshape(self._block, width)
-        self._gathered = fft.padded_columns(half, height)
-        self.columns: NDArray[np.complex64] = fft.zeros((half, height), np.complex64)
-        self._column_plan = fft.plan_forward(self._gathered, self.columns)
-        self._whole = fft.zeros(window_yx, np.float32) if circle_precrop else None
+            self._rows = self._packed.view(np.float32).reshape(n_frames, self._block, width)
+        self._gathered = fft.padded_columns(n_frames, half, height)
+        self.columns: NDArray[np.complex64] = fft.zeros((n_frames, half, height), np.complex64)
+        self._column_plans = fft.plan_frames(fft.plan_forward, self._gathered, self.columns)
+        self._whole = fft.zeros((n_frames, *window_yx), np.float32) if circle_precrop else None
 
     @property
     def nbytes(self) -> int:
@@ -63,37 +83,41 @@ class WindowTransform:
         whole = 0 if self._whole is None else self._whole.nbytes
         return 2 * self._packed.nbytes + 2 * self.columns.nbytes + whole
 
-    def transform(self, image_bytes: NDArray, mode: int, corner_x: int, corner_y: int) -> int:
-        """Fill `columns` from the window at a corner; return how many of its pixels are not finite.
+    def transform(
+        self, images: list[NDArray], modes: Sequence[int], corners: NDArray[np.int64]
+    ) -> int:
+        """Fill `columns` from windows of k frames; return how many pixels are not finite.
 
         Parameters
         ----------
-        image_bytes : ndarray, shape (height, width * itemsize), uint8
-            The tilt image as bytes.
-        mode : int
-            Its MRC mode.
-        corner_x, corner_y : int
-            First pixel of the window; outside the image the nearest edge pixel is repeated.
+        images : list of ndarray, shape (height, width * itemsize), uint8
+            k tilt images as bytes.
+        modes : sequence of int
+            Their MRC modes.
+        corners : ndarray, shape (k, 2), int64
+            First pixel (x, y) of each window; outside the image the nearest edge pixel is repeated.
         """
-        if self._whole is not None:
-            n_bad = kernels.copy_rows(image_bytes, mode, corner_x, corner_y, self._whole)
-            crop_circle(self._whole)
-            self._transform(self._whole.view(np.uint8), 2, 0, 0)
-            return n_bad
-        return self._transform(image_bytes, mode, corner_x, corner_y)
+        if self._whole is None:
+            return self._transform(images, modes, corners)
+        n_bad = kernels.copy_rows(images, modes, corners, 0, self._whole)
+        windows = list(self._whole[: len(images)])
+        for window in windows:
+            crop_circle(window)
+        self._transform([w.view(np.uint8) for w in windows], [2] * len(windows), 0 * corners)
+        return n_bad
 
-    def _transform(self, image_bytes: NDArray, mode: int, corner_x: int, corner_y: int) -> int:
-        n_bad = 0
+    def _transform(
+        self, images: list[NDArray], modes: Sequence[int], corners: NDArray[np.int64]
+    ) -> int:
+        n_bad, k = 0, len(images)
         for row in range(0, self._height, self._block):
-            rows = self._rows[: self._height - row]
-            n_bad += kernels.copy_rows(
-                image_bytes, mode, corner_x, corner_y + row, rows, 1, self._parts
-            )
+            rows = self._rows[:, : self._height - row]
+            n_bad += kernels.copy_rows(images, modes, corners, row, rows, self._parts)
             if self._is_odd:
-                self._packed.real[: len(rows), 0] = rows
-            self._row_plan.execute()
-            kernels.join_rows(self._rows_fs, self._factors, row, self._gathered)
-        self._column_plan.execute()
+                self._packed.real[:, : rows.shape[1], 0] = rows
+            self._row_plans[k].execute()
+            kernels.join_rows(self._rows_fs[:k], self._factors, row, self._gathered)
+        self._column_plans[k].execute()
         return n_bad
 
 

@@ -116,10 +116,11 @@ def test_packed_slices_are_those_of_a_stack() -> None:
     volume = make_packed_volume(BOX)
     target = SliceTarget(volume, rotations[:, :2])
     k = np.fft.fftfreq(BOX, 1 / BOX)
-    last_x = np.floor(np.sqrt(BOX**2 / 4 - k**2)).astype(np.int32)
-    for f, (image, weight) in enumerate(zip(images, weights, strict=True)):
-        slice_fs = np.ascontiguousarray(np.fft.rfft2(image).T, np.complex64)
-        target.insert(slice_fs, np.ascontiguousarray(weight.T, np.float32), last_x, f)
+    last_x = np.tile(np.floor(np.sqrt(BOX**2 / 4 - k**2)).astype(np.int32), (30, 1))
+    slices = np.fft.rfft2(images).swapaxes(1, 2).astype(np.complex64, order="C")
+    slice_weights = weights.swapaxes(1, 2).astype(np.float32, order="C")
+    for frames in np.array_split(np.arange(30), 8):
+        target.insert(slices[frames], slice_weights[frames], frames, last_x)
     found.add_packed(volume, 2.0)
     assert not volume.any()
     z, y, x = np.meshgrid(k, k, np.arange(BOX // 2 + 1), indexing="ij")

@@ -16,11 +16,11 @@ def test_a_truncated_mapped_image_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "image.raw"
     np.ones((2048, 2048), np.float32).tofile(path)
     image = np.memmap(path, np.float32, "r", shape=(2048, 2048)).view(np.ndarray).view(np.uint8)
-    rows = np.empty((8, 64), np.float32)
+    rows, top = np.empty((1, 8, 64), np.float32), np.zeros((1, 2), np.int64)
     with open(path, "r+b") as file:
         file.truncate(1 << 20)
     for _ in range(2):
         with pytest.raises(OSError, match="truncated or lost"):
-            kernels.copy_rows(image, 2, 0, 2000, rows)
-    assert kernels.copy_rows(image, 2, 0, 0, rows) == 0
+            kernels.copy_rows([image], [2], top, 2000, rows)
+    assert kernels.copy_rows([image], [2], top, 0, rows) == 0
     assert np.all(rows == 1)

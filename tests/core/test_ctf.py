@@ -57,24 +57,25 @@ def program_ctf(
     k2 = kx[:, None] ** 2 + ky[None, :] ** 2
     gain = ctf.ctf_envelope(k2, frame.ctf_scale, frame.ctf_bfactor).astype(np.float32)
     even = None if even_phase is None else np.ascontiguousarray(even_phase.T) / (2 * np.pi)
-    slice_fs = np.zeros((S // 2 + 1, S), np.complex64)
-    kernels.weight_slice(
-        np.ones_like(slice_fs),
-        np.ones(S // 2 + 1, np.complex64),
-        np.ones(S, np.complex64),
+    slices = np.zeros((1, S // 2 + 1, S), np.complex64)
+    kernels.weight_slices(
+        np.ones_like(slices),
+        np.array([0]),
+        np.ones((1, S // 2 + 1), np.complex64),
+        np.ones((1, S), np.complex64),
         1.0,
-        tuple(coefficients),
+        coefficients[None],
         kx,
         ky,
-        gain,
+        gain[None],
         even,
         None,
         None,
-        slice_fs,
+        slices,
         None,
     )
-    assert not slice_fs.imag.any()
-    return slice_fs.real.T
+    assert not slices.imag.any()
+    return slices[0].real.T
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,19 @@ def assert_close(found: NDArray[Any], expected: NDArray[Any], tolerance: float) 
 # copy_rows
 
 
+def copy_window(
+    module: Any,
+    image_bytes: NDArray[np.uint8],
+    mode: int,
+    x: int,
+    y: int,
+    rows: NDArray[np.float32],
+    parts: int = 1,
+) -> int:
+    """Copy rows of one window by `copy_rows` of a module."""
+    return module.copy_rows([image_bytes], [mode], np.array([[x, y]]), 0, rows[None], parts)
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("x", "y", "width", "rows"), WINDOWS)
 def test_copy_rows_reads_every_type_and_place(
@@ -62,27 +75,42 @@ def test_copy_rows_reads_every_type_and_place(
     """The same pixels, bit for bit, wherever the window lies."""
     image_bytes = random_image(mode, (HEIGHT, WIDTH), seed=mode).view(np.uint8)
     found, expected = (np.full((rows, width), np.nan, np.float32) for _ in range(2))
-    n_found = kernels.copy_rows(image_bytes, mode, x, y, found)
-    n_expected = numpy_twin.copy_rows(image_bytes, mode, x, y, expected)
+    n_found = copy_window(kernels, image_bytes, mode, x, y, found)
+    n_expected = copy_window(numpy_twin, image_bytes, mode, x, y, expected)
     np.testing.assert_array_equal(found, expected)
     assert n_found == n_expected == 0
 
 
-@pytest.mark.parametrize(("step", "parts"), [(1, 2), (3, 1), (2, 3), (1, 5)])
+@pytest.mark.parametrize("parts", [1, 2, 3, 5])
 @pytest.mark.parametrize(("x", "y"), [(3, 4), (-7, -5), (WIDTH - 8, HEIGHT - 3)])
-def test_copy_rows_skips_rows_and_deals_pairs(step: int, parts: int, x: int, y: int) -> None:
-    """Pair parts * j + r of every step-th row becomes number j of part r."""
-    image = random_image(2, (HEIGHT, WIDTH), seed=step)
-    found, plain = np.empty((4, 60), np.float32), np.empty((4 * step, 60), np.float32)
-    kernels.copy_rows(image.view(np.uint8), 2, x, y, found, step, parts)
-    kernels.copy_rows(image.view(np.uint8), 2, x, y, plain)
-    for row, dealt in zip(plain[::step], found, strict=True):
+def test_copy_rows_deals_pairs(parts: int, x: int, y: int) -> None:
+    """Pair parts * j + r of a row becomes number j of part r."""
+    image = random_image(2, (HEIGHT, WIDTH), seed=parts).view(np.uint8)
+    found, plain, twin = (np.empty((4, 60), np.float32) for _ in range(3))
+    copy_window(kernels, image, 2, x, y, found, parts)
+    copy_window(kernels, image, 2, x, y, plain)
+    for row, dealt in zip(plain, found, strict=True):
         pairs = row.view(np.complex64)
         expected = np.concatenate([pairs[r::parts] for r in range(parts)])
         np.testing.assert_array_equal(dealt.view(np.complex64), expected)
-    twin = np.empty_like(found)
-    numpy_twin.copy_rows(image.view(np.uint8), 2, x, y, twin, step, parts)
+    copy_window(numpy_twin, image, 2, x, y, twin, parts)
     np.testing.assert_array_equal(twin, found)
+
+
+@pytest.mark.parametrize("module", [kernels, numpy_twin])
+def test_copy_rows_of_several_frames(module: Any) -> None:
+    """Each window from its own image, of its own type and size, from a row on; no other is made."""
+    images = [random_image(mode, (HEIGHT + mode, WIDTH), seed=mode) for mode in MODES]
+    corners = np.arange(2 * len(MODES)).reshape(-1, 2) - 4
+    found = np.full((len(MODES) + 1, 3, 9), 7, np.float32)
+    images[2][5, 6] = np.nan
+    n_bad = module.copy_rows([i.view(np.uint8) for i in images], MODES, corners, 2, found)
+    assert n_bad == np.count_nonzero(np.isnan(found)) > 0
+    for image, mode, (x, y), rows in zip(images, MODES, corners, found, strict=False):
+        expected = np.empty((3, 9), np.float32)
+        copy_window(module, image.view(np.uint8), mode, x, y + 2, expected)
+        np.testing.assert_array_equal(rows, expected)
+    assert (found[-1] == 7).all()
 
 
 def test_copy_rows_converts_every_half_precision_number() -> None:
@@ -91,7 +119,7 @@ def test_copy_rows_converts_every_half_precision_number() -> None:
     # 251 columns leave a rest behind blocks of eight
     for width in (256, 251):
         rows = np.empty((256, width), np.float32)
-        n_bad = kernels.copy_rows(image.view(np.uint8), 12, 0, 0, rows)
+        n_bad = copy_window(kernels, image.view(np.uint8), 12, 0, 0, rows)
         expected = image[:, :width].astype(np.float32)
         np.testing.assert_array_equal(rows, expected)
         assert np.array_equal(np.signbit(rows), np.signbit(expected))
@@ -105,8 +133,8 @@ def test_copy_rows_counts_what_is_not_finite(mode: int) -> None:
     image[0, 5], image[4, 6], image[8, 7] = np.nan, np.inf, -np.inf
     for x, y in ((0, 0), (3, -2), (6, 3)):
         found, expected = (np.empty((9, 11), np.float32) for _ in range(2))
-        n_found = kernels.copy_rows(image.view(np.uint8), mode, x, y, found)
-        n_expected = numpy_twin.copy_rows(image.view(np.uint8), mode, x, y, expected)
+        n_found = copy_window(kernels, image.view(np.uint8), mode, x, y, found)
+        n_expected = copy_window(numpy_twin, image.view(np.uint8), mode, x, y, expected)
         np.testing.assert_array_equal(found, expected)
         assert n_found == n_expected == np.count_nonzero(~np.isfinite(expected)) > 0
 
@@ -119,7 +147,7 @@ def test_copy_rows_reads_images_that_are_not_aligned() -> None:
         shifted = buffer[1:].reshape(HEIGHT, -1)
         shifted[:] = image.view(np.uint8)
         rows = np.empty((HEIGHT, WIDTH), np.float32)
-        kernels.copy_rows(shifted, mode, 0, 0, rows)
+        copy_window(kernels, shifted, mode, 0, 0, rows)
         np.testing.assert_array_equal(rows, image.astype(np.float32))
 
 
@@ -160,8 +188,8 @@ def test_joined_parts_are_the_transform_of_the_row(window: int, n_columns: int) 
     found = np.zeros((n_columns, 28), np.complex64)[:, :20]
     found[:] = twin = expected.copy()
     expected[:, 5:16] = np.fft.rfft(rows)[:, :n_columns].T
-    kernels.join_rows(parts_fs, factors, 5, found)
-    numpy_twin.join_rows(parts_fs, factors, 5, twin)
+    kernels.join_rows(parts_fs[None], factors, 5, found[None])
+    numpy_twin.join_rows(parts_fs[None], factors, 5, twin[None])
     assert_close(found, expected, 1e-6)
     assert_close(twin, expected, 1e-6)
 
@@ -170,37 +198,44 @@ def test_joined_parts_are_the_transform_of_the_row(window: int, n_columns: int) 
 def test_joined_rows_that_do_not_fit_are_left_out(first_row: int) -> None:
     """The last block of rows may reach past the end."""
     rng = np.random.default_rng(1)
-    parts_fs, factors = random_complex(rng, 7, 2, 12), join_factors(48, 7, 2)
-    found = np.zeros((7, 20), np.complex64)
+    parts_fs, factors = random_complex(rng, 2, 7, 2, 12), join_factors(48, 7, 2)
+    found = np.zeros((3, 7, 20), np.complex64)
     twin = found.copy()
     kernels.join_rows(parts_fs, factors, first_row, found)
     numpy_twin.join_rows(parts_fs, factors, first_row, twin)
     assert_close(found, twin, 1e-6)
-    assert not found[:, :first_row].any()
+    assert not found[:, :, :first_row].any()
+    assert found[1].any()
+    assert not found[2].any()
 
 
-# weight_slice
+# weight_slices
+
+#: Places of arguments of `weight_slices`.
+CTF, GAIN, SLICES, WEIGHTS = 5, 8, 12, 13
 
 
 def slice_arguments(s: int, window: int, seed: int, **left_out: bool) -> list[Any]:
-    """Return random arguments of `weight_slice`, None for those that are left out."""
+    """Return random arguments of `weight_slices`, None for those that are left out."""
     rng = np.random.default_rng(seed)
     half, pixel_size = s // 2 + 1, 4.0
+    frames, n_frames = np.array([3, 1]), 4
     kx = np.arange(half) / (s * pixel_size)
     ky = np.fft.fftfreq(s, pixel_size)
     optional = {
-        "ctf": (0.137, -190.0, 12.0, -210.0, 0.7e4),
-        "gain": rng.uniform(0.1, 1, (half, s)).astype(np.float32),
+        "ctf": np.array([(0.137, -190.0, 12.0, -210.0, 0.7e4), (0.4, 99.0, -20.0, 80.0, 0.7e4)]),
+        "gain": rng.uniform(0.1, 1, (n_frames, half, s)).astype(np.float32),
         "even": rng.normal(0, 3, (half, s)),
         "odd": np.exp(1j * rng.normal(size=(half, s))).astype(np.complex64),
-        "noise": rng.uniform(0.1, 2, (half, s)).astype(np.float32),
-        "weight": np.full((half, s), np.nan, np.float32),
+        "noise": rng.uniform(0.1, 2, (n_frames, half, s)).astype(np.float32),
+        "weights": np.full((3, half, s), 7, np.float32),
     }
     values = {k: None if left_out.get(k) else v for k, v in optional.items()}
     return [
-        random_complex(rng, half, window),
-        np.exp(1j * rng.normal(size=half)).astype(np.complex64),
-        (0.3 * np.exp(1j * rng.normal(size=s))).astype(np.complex64),
+        random_complex(rng, 3, half, window),
+        frames,
+        np.exp(1j * rng.normal(size=(2, half))).astype(np.complex64),
+        (0.3 * np.exp(1j * rng.normal(size=(2, s)))).astype(np.complex64),
         -1.0,
         values["ctf"],
         kx,
@@ -209,8 +244,8 @@ def slice_arguments(s: int, window: int, seed: int, **left_out: bool) -> list[An
         values["even"],
         values["odd"],
         values["noise"],
-        np.full((half, s), np.nan, np.complex64),
-        values["weight"],
+        np.full((3, half, s), 7, np.complex64),
+        values["weights"],
     ]
 
 
@@ -219,37 +254,38 @@ def slice_arguments(s: int, window: int, seed: int, **left_out: bool) -> list[An
     "left_out",
     [
         (),
-        ("weight",),
+        ("weights",),
         ("even",),
         ("odd",),
         ("noise",),
         ("even", "odd", "noise"),
         ("ctf", "gain"),
         ("ctf", "gain", "even", "odd", "noise"),
-        ("ctf", "gain", "odd", "noise", "weight"),
+        ("ctf", "gain", "odd", "noise", "weights"),
     ],
 )
-def test_weight_slice(s: int, window: int, left_out: tuple[str, ...]) -> None:
-    """The same slice and weight with every choice of what is multiplied in."""
+def test_weight_slices(s: int, window: int, left_out: tuple[str, ...]) -> None:
+    """The same slices and weights with every choice of what is multiplied in."""
     flags = dict.fromkeys(left_out, True)
     found = slice_arguments(s, window, seed=s + window, **flags)
     expected = slice_arguments(s, window, seed=s + window, **flags)
-    kernels.weight_slice(*found)
-    numpy_twin.weight_slice(*expected)
-    assert_close(found[11], expected[11], TOLERANCE)
-    if "weight" not in left_out:
-        assert_close(found[12], expected[12], TOLERANCE)
+    kernels.weight_slices(*found)
+    numpy_twin.weight_slices(*expected)
+    assert_close(found[SLICES], expected[SLICES], TOLERANCE)
+    assert (found[SLICES][2] == 7).all()
+    if "weights" not in left_out:
+        assert_close(found[WEIGHTS], expected[WEIGHTS], TOLERANCE)
 
 
-def test_weight_slice_keeps_the_phase_of_many_turns() -> None:
+def test_weight_slices_keeps_the_phase_of_many_turns() -> None:
     """A phase of hundreds of turns loses no digits: it is reduced in float64."""
     arguments = slice_arguments(24, 24, seed=1, odd=True, noise=True, even=True)
-    arguments[4] = (1000.25, -5e4, 3e3, 4e4, 1e6)
-    arguments[7][:] = 1
+    arguments[CTF][:] = (1000.25, -5e4, 3e3, 4e4, 1e6)
+    arguments[GAIN][:] = 1
     twin = [a.copy() if isinstance(a, np.ndarray) else a for a in arguments]
-    kernels.weight_slice(*arguments)
-    numpy_twin.weight_slice(*twin)
-    np.testing.assert_allclose(arguments[12], twin[12], rtol=0, atol=TOLERANCE)
+    kernels.weight_slices(*arguments)
+    numpy_twin.weight_slices(*twin)
+    np.testing.assert_allclose(arguments[WEIGHTS], twin[WEIGHTS], rtol=0, atol=TOLERANCE)
 
 
 # pack_rows, unpack_rows, mask_pairs, crop_pairs
@@ -260,22 +296,22 @@ def test_packed_rows_are_the_transforms_of_pairs(s: int, n: int) -> None:
     """Packed, transformed back and forth, unpacked: the rows and their half-complex transforms."""
     rng = np.random.default_rng(s + n)
     edge, n_pairs = (s - n) // 2, min(n + 2, s) // 2
-    rows = rng.normal(size=(s + 8, s))
-    columns = np.fft.rfft(rows).astype(np.complex64).T.copy()[:, :s]
-    found, twin = (np.empty((n_pairs, s), np.complex64) for _ in range(2))
-    kernels.pack_rows(columns, edge, found)
-    numpy_twin.pack_rows(columns.base, edge, twin)
+    rows = rng.normal(size=(3, s + 8, s))
+    columns = np.fft.rfft(rows).astype(np.complex64).swapaxes(1, 2).copy()
+    found, twin = (np.empty((2, n_pairs, s), np.complex64) for _ in range(2))
+    kernels.pack_rows(columns[:, :, :s], edge, found)
+    numpy_twin.pack_rows(columns, edge, twin)
     assert_close(found, twin, 1e-6)
     pairs_rs = np.fft.ifft(found)
-    assert_close(pairs_rs.real, rows[edge : edge + 2 * n_pairs : 2], 1e-5)
-    assert_close(pairs_rs.imag, rows[edge + 1 : edge + 2 * n_pairs : 2], 1e-5)
-    back, twin_back = (np.zeros((s // 2 + 1, s + 8), np.complex64) for _ in range(2))
-    kernels.unpack_rows(found, edge, back[:, :s])
+    assert_close(pairs_rs.real, rows[:2, edge : edge + 2 * n_pairs : 2], 1e-5)
+    assert_close(pairs_rs.imag, rows[:2, edge + 1 : edge + 2 * n_pairs : 2], 1e-5)
+    back, twin_back = (np.zeros((3, s // 2 + 1, s + 8), np.complex64) for _ in range(2))
+    kernels.unpack_rows(found, edge, back[:, :, :s])
     numpy_twin.unpack_rows(found, edge, twin_back)
     assert_close(back, twin_back, 1e-6)
-    assert_close(
-        back[:, edge : edge + 2 * n_pairs], columns.base[:, edge : edge + 2 * n_pairs], 1e-5
-    )
+    reach = slice(edge, edge + 2 * n_pairs)
+    assert_close(back[:2, :, reach], columns[:2, :, reach], 1e-5)
+    assert not back[2].any()
 
 
 @pytest.mark.parametrize(("s", "n"), SIZES)
@@ -286,28 +322,29 @@ def test_mask_pairs(s: int, n: int, extra_pair: int, subtract: bool) -> None:
     rng = np.random.default_rng(s * n)
     inside = rng.integers(-1, s // 2 + 1, n + 1).astype(np.int32)
     taper = rng.uniform(0, 1, (n, n)).astype(np.float32)
+    totals = np.array([1234.5, -77.0])
     for n_outside in (0, 41):
-        found = random_complex(rng, n // 2 + extra_pair, s) + np.complex64(5 + 5j)
+        found = random_complex(rng, 2, n // 2 + extra_pair, s) + np.complex64(5 + 5j)
         expected = found.copy()
-        kernels.mask_pairs(found, n, 1234.5, inside, n_outside, subtract, taper)
-        numpy_twin.mask_pairs(expected, n, 1234.5, inside, n_outside, subtract, taper)
+        kernels.mask_pairs(found, n, totals, inside, n_outside, subtract, taper)
+        numpy_twin.mask_pairs(expected, n, totals, inside, n_outside, subtract, taper)
         assert_close(found, expected, TOLERANCE)
 
 
 @pytest.mark.parametrize(("s", "n"), SIZES)
 def test_crop_pairs(s: int, n: int) -> None:
     """The central pixels, bit for bit."""
-    rows = np.random.default_rng(s).normal(size=(n + 2, s)).astype(np.float32)
-    pairs = rows[::2] + 1j * rows[1::2]
-    found, twin = (np.empty((n, n), np.float32) for _ in range(2))
+    rows = np.random.default_rng(s).normal(size=(3, n + 2, s)).astype(np.float32)
+    pairs = rows[:, ::2] + 1j * rows[:, 1::2]
+    found, twin = (np.empty((2, n, n), np.float32) for _ in range(2))
     kernels.crop_pairs(pairs, found)
     numpy_twin.crop_pairs(pairs, twin)
     edge = (s - n) // 2
-    np.testing.assert_array_equal(found, rows[:n, edge : edge + n])
+    np.testing.assert_array_equal(found, rows[:2, :n, edge : edge + n])
     np.testing.assert_array_equal(twin, found)
 
 
-# insert_slice, unpack_volume
+# insert_slices, unpack_volume
 
 
 def random_axes(rng: np.random.Generator, length: float) -> NDArray[np.float64]:
@@ -323,32 +360,33 @@ def kept_voxels(volume: NDArray[np.float32], n: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize(("s", "n"), SIZES)
 @pytest.mark.parametrize("stretch", [1.0, 0.7, 1.9])
 @pytest.mark.parametrize("seed", range(3))
-def test_insert_slice(s: int, n: int, stretch: float, seed: int) -> None:
+def test_insert_slices(s: int, n: int, stretch: float, seed: int) -> None:
     """The same sums at every voxel that is kept, also of slices that reach beyond the box."""
     rng = np.random.default_rng([s, n, seed])
-    axes = random_axes(rng, stretch * n / s)
-    slice_fs = random_complex(rng, s // 2 + 1, s)
-    weight = rng.uniform(0, 1, (s // 2 + 1, s)).astype(np.float32)
-    last_x = rng.integers(-1, s // 2 + 1, s).astype(np.int32)
+    axes = np.stack([random_axes(rng, stretch * n / s) for _ in range(4)])
+    slices = random_complex(rng, 3, s // 2 + 1, s)
+    weights = rng.uniform(0, 1, (3, s // 2 + 1, s)).astype(np.float32)
+    last_x = rng.integers(-1, s // 2 + 1, (4, s)).astype(np.int32)
+    scales, frames = rng.uniform(0.5, 1, 4), np.array([3, 1])
     start = rng.normal(size=(n + 3, n + 3, n // 2 + 2, 4)).astype(np.float32)
     found, expected = start.copy(), start.copy()
-    kernels.insert_slice(slice_fs, weight, last_x, axes[0], axes[1], 0.83, found)
-    numpy_twin.insert_slice(slice_fs, weight, last_x, axes[0], axes[1], 0.83, expected)
+    kernels.insert_slices(slices, weights, frames, last_x, axes, scales, found)
+    numpy_twin.insert_slices(slices, weights, frames, last_x, axes, scales, expected)
     assert_close(kept_voxels(found, n), kept_voxels(expected, n), 2 * TOLERANCE)
     assert not np.array_equal(found, start)
 
 
-def test_insert_slice_along_the_axes() -> None:
+def test_insert_slices_along_the_axes() -> None:
     """Samples that fall exactly on voxels, with axes of every sign, go nowhere else."""
     s = n = 8
-    slice_fs = random_complex(np.random.default_rng(2), s // 2 + 1, s)
+    slice_fs = random_complex(np.random.default_rng(2), 1, s // 2 + 1, s)
     weight = np.abs(slice_fs).astype(np.float32)
-    last_x = np.full(s, s // 2, np.int32)
-    for u, v in (((1, 0, 0), (0, 1, 0)), ((0, 0, -1), (0, 1, 0)), ((-1, 0, 0), (0, 0, 1))):
-        axes = [np.array(axis, np.float64) for axis in (u, v)]
+    last_x = np.full((1, s), s // 2, np.int32)
+    for uv in (((1, 0, 0), (0, 1, 0)), ((0, 0, -1), (0, 1, 0)), ((-1, 0, 0), (0, 0, 1))):
+        given = slice_fs, weight, np.array([0]), last_x, np.array([uv], np.float64), np.ones(1)
         found, expected = (np.zeros((n + 3, n + 3, n // 2 + 2, 4), np.float32) for _ in range(2))
-        kernels.insert_slice(slice_fs, weight, last_x, *axes, 1.0, found)
-        numpy_twin.insert_slice(slice_fs, weight, last_x, *axes, 1.0, expected)
+        kernels.insert_slices(*given, found)
+        numpy_twin.insert_slices(*given, expected)
         assert_close(kept_voxels(found, n), kept_voxels(expected, n), TOLERANCE)
         assert set(np.unique(found[..., 3])) <= {0, 1, 2}
 
@@ -397,40 +435,58 @@ def empty(*shape: int, dtype: type = np.float32) -> NDArray[Any]:
     return np.zeros(shape, dtype)
 
 
+def call_copy_rows(
+    image: tuple[int, int] = (4, 8),
+    rows: tuple[int, ...] = (1, 2, 2),
+    modes: tuple[int, ...] = (0,),
+    corners: tuple[int, int] = (1, 2),
+    parts: int = 1,
+    n_images: int = 1,
+) -> None:
+    """Call `copy_rows` with given shapes; the defaults fit."""
+    images = [empty(*image, dtype=np.uint8)] * n_images
+    kernels.copy_rows(images, modes, empty(*corners, dtype=np.int64), 0, empty(*rows), parts)
+
+
 def call_mask_pairs(
-    n: int = 6, n_pairs: int = 4, n_inside: int = 7, taper: tuple[int, int] = (6, 6)
+    n: int = 6,
+    n_pairs: int = 4,
+    n_inside: int = 7,
+    taper: tuple[int, int] = (6, 6),
+    n_totals: int = 2,
 ) -> None:
     """Call `mask_pairs` with given sizes; the defaults fit."""
     inside = np.ones(n_inside, np.int32)
-    pairs = empty(n_pairs, 10, dtype=np.complex64)
-    kernels.mask_pairs(pairs, n, 0.0, inside, 1, True, empty(*taper))
+    pairs = empty(2, n_pairs, 10, dtype=np.complex64)
+    kernels.mask_pairs(pairs, n, np.zeros(n_totals), inside, 1, True, empty(*taper))
 
 
-def call_pack_rows(columns: tuple[int, int] = (6, 10), first: int = 2, pairs: int = 4) -> None:
+def call_pack_rows(
+    columns: tuple[int, ...] = (2, 6, 10), first: int = 2, pairs: tuple[int, ...] = (2, 4, 10)
+) -> None:
     """Call `pack_rows` with given sizes; the defaults fit."""
-    kernels.pack_rows(
-        empty(*columns, dtype=np.complex64), first, empty(pairs, 10, dtype=np.complex64)
-    )
+    kernels.pack_rows(empty(*columns, dtype=np.complex64), first, empty(*pairs, dtype=np.complex64))
 
 
-def call_insert_slice(**shapes: tuple[int, ...]) -> None:
-    """Call `insert_slice` with given shapes; the defaults fit."""
+def call_insert_slices(frames: tuple[int, ...] = (0, 2), **shapes: tuple[int, ...]) -> None:
+    """Call `insert_slices` with given frames and shapes; the defaults fit."""
     s, n = 8, 6
     sizes = {
-        "slice_fs": (s // 2 + 1, s),
-        "weight": (s // 2 + 1, s),
-        "last_x": (s,),
-        "u": (3,),
+        "slices": (2, s // 2 + 1, s),
+        "weights": (2, s // 2 + 1, s),
+        "last_x": (3, s),
+        "axes": (3, 2, 3),
+        "scales": (3,),
         "volume": (n + 3, n + 3, n // 2 + 2, 4),
         **shapes,
     }
-    kernels.insert_slice(
-        empty(*sizes["slice_fs"], dtype=np.complex64),
-        empty(*sizes["weight"]),
+    kernels.insert_slices(
+        empty(*sizes["slices"], dtype=np.complex64),
+        empty(*sizes["weights"]),
+        np.array(frames, np.int64),
         empty(*sizes["last_x"], dtype=np.int32),
-        empty(*sizes["u"], dtype=np.float64),
-        empty(3, dtype=np.float64),
-        1.0,
+        empty(*sizes["axes"], dtype=np.float64),
+        empty(*sizes["scales"], dtype=np.float64),
         empty(*sizes["volume"]),
     )
 
@@ -464,11 +520,13 @@ def call_weight_cone(
     )
 
 
-def call_weight_slice(place: int, shape: tuple[int, ...]) -> None:
-    """Call `weight_slice` with one array of another shape."""
+def call_weight_slices(place: int, value: tuple[int, ...] | NDArray[Any]) -> None:
+    """Call `weight_slices` with one array of another shape, or with other values."""
     arguments = slice_arguments(10, 20, seed=0)
-    arguments[place] = np.zeros(shape, arguments[place].dtype)
-    kernels.weight_slice(*arguments)
+    if isinstance(value, tuple):
+        value = np.zeros(value, arguments[place].dtype)
+    arguments[place] = value
+    kernels.weight_slices(*arguments)
 
 
 def call_transpose_rows(rows: tuple[int, int], first_row: int, columns: tuple[int, int]) -> None:
@@ -479,10 +537,10 @@ def call_transpose_rows(rows: tuple[int, int], first_row: int, columns: tuple[in
 
 
 def call_join_rows(
-    parts_fs: tuple[int, ...] = (4, 2, 6),
+    parts_fs: tuple[int, ...] = (2, 4, 2, 6),
     factors: tuple[int, ...] = (2, 4, 5, 2),
     first_row: int = 0,
-    columns: tuple[int, int] = (5, 10),
+    columns: tuple[int, ...] = (2, 5, 10),
 ) -> None:
     """Call `join_rows` with given shapes."""
     kernels.join_rows(
@@ -496,9 +554,17 @@ def call_join_rows(
 # Wrong shapes are larger than right ones wherever a kernel that does not check would still stay
 # inside its arrays.
 MISFITS: dict[str, Callable[[], None]] = {
-    "no image": lambda: kernels.copy_rows(empty(0, 8, dtype=np.uint8), 0, 0, 0, empty(2, 2)),
-    "image narrower than a pixel": lambda: kernels.copy_rows(
-        empty(4, 3, dtype=np.uint8), 2, 0, 0, empty(2, 2)
+    "no frame": lambda: call_copy_rows(n_images=0, modes=(), corners=(0, 2)),
+    "more frames than a call takes": lambda: call_copy_rows(
+        n_images=65, modes=(0,) * 65, corners=(65, 2), rows=(65, 2, 2)
+    ),
+    "no image": lambda: call_copy_rows(image=(0, 8)),
+    "image narrower than a pixel": lambda: call_copy_rows(image=(4, 3), modes=(2,)),
+    "a mode for another frame": lambda: call_copy_rows(modes=(0, 0)),
+    "corners of other frames": lambda: call_copy_rows(corners=(2, 2)),
+    "corners in space": lambda: call_copy_rows(corners=(1, 3)),
+    "rows of fewer frames": lambda: call_copy_rows(
+        n_images=2, modes=(0, 0), corners=(2, 2), rows=(1, 4, 4)
     ),
     "first row before the start": lambda: call_transpose_rows((4, 5), -1, (5, 10)),
     "first row behind the end": lambda: call_transpose_rows((4, 5), 10, (5, 10)),
@@ -511,45 +577,63 @@ MISFITS: dict[str, Callable[[], None]] = {
     "columns that lie across": lambda: kernels.transpose_rows(
         empty(4, 5, dtype=np.complex64), 0, empty(10, 5, dtype=np.complex64).T
     ),
-    "a row that cannot be dealt": lambda: kernels.copy_rows(
-        empty(4, 8, dtype=np.uint8), 0, 0, 0, empty(2, 10), 1, 3
-    ),
-    "no step": lambda: kernels.copy_rows(empty(4, 8, dtype=np.uint8), 0, 0, 0, empty(2, 2), 0),
-    "window smaller than the box": lambda: call_weight_slice(0, (6, 8)),
-    "columns of another box": lambda: call_weight_slice(0, (7, 20)),
-    "ramp_x": lambda: call_weight_slice(1, (7,)),
-    "ramp_y": lambda: call_weight_slice(2, (11,)),
-    "kx": lambda: call_weight_slice(5, (7,)),
-    "ky": lambda: call_weight_slice(6, (11,)),
-    "gain": lambda: call_weight_slice(7, (7, 10)),
-    "even": lambda: call_weight_slice(8, (7, 10)),
-    "odd": lambda: call_weight_slice(9, (7, 10)),
-    "noise": lambda: call_weight_slice(10, (6, 12)),
-    "slice of another box": lambda: call_weight_slice(11, (7, 12)),
-    "weight": lambda: call_weight_slice(12, (6, 12)),
+    "a row that cannot be dealt": lambda: call_copy_rows(rows=(1, 2, 10), parts=3),
+    "joined rows of more frames": lambda: call_join_rows(columns=(1, 10, 10)),
+    "window smaller than the box": lambda: call_weight_slices(0, (4, 6, 8)),
+    "columns of another box": lambda: call_weight_slices(0, (3, 7, 20)),
+    "columns of fewer frames": lambda: call_weight_slices(0, (1, 6, 60)),
+    "no frames": lambda: call_weight_slices(1, (0,)),
+    "frame before the first": lambda: call_weight_slices(1, np.array([-1, 0])),
+    "frame behind the last": lambda: call_weight_slices(1, np.array([0, 4])),
+    "ramp_x": lambda: call_weight_slices(2, (2, 7)),
+    "ramp_x of other frames": lambda: call_weight_slices(2, (3, 6)),
+    "ramp_y": lambda: call_weight_slices(3, (2, 11)),
+    "ramp_y of other frames": lambda: call_weight_slices(3, (3, 10)),
+    "ctf": lambda: call_weight_slices(CTF, (2, 6)),
+    "ctf of other frames": lambda: call_weight_slices(CTF, (3, 5)),
+    "kx": lambda: call_weight_slices(6, (7,)),
+    "ky": lambda: call_weight_slices(7, (11,)),
+    "gain": lambda: call_weight_slices(GAIN, (4, 7, 10)),
+    "even": lambda: call_weight_slices(9, (7, 10)),
+    "odd": lambda: call_weight_slices(10, (7, 10)),
+    "noise": lambda: call_weight_slices(11, (4, 6, 12)),
+    "slices of another box": lambda: call_weight_slices(SLICES, (3, 7, 12)),
+    "slices of fewer frames": lambda: call_weight_slices(SLICES, (1, 6, 10)),
+    "weights": lambda: call_weight_slices(WEIGHTS, (3, 6, 12)),
+    "weights of fewer frames": lambda: call_weight_slices(WEIGHTS, (1, 6, 10)),
     "crop larger than the box": lambda: call_mask_pairs(n=12, n_pairs=6, taper=(12, 12)),
     "fewer rows than the crop": lambda: call_mask_pairs(n_pairs=2),
     "more rows than the crop and two": lambda: call_mask_pairs(n_pairs=5),
     "reach of fewer rows": lambda: call_mask_pairs(n_inside=6),
     "taper": lambda: call_mask_pairs(taper=(6, 7)),
-    "packed rows of another box": lambda: call_pack_rows(columns=(7, 10)),
+    "totals of other frames": lambda: call_mask_pairs(n_totals=3),
+    "packed rows of another box": lambda: call_pack_rows(columns=(2, 7, 10)),
+    "packed rows of more frames": lambda: call_pack_rows(pairs=(3, 2, 10)),
     "packed row before the start": lambda: call_pack_rows(first=-1),
     "packed row behind the end": lambda: call_pack_rows(first=4),
     "unpacked row behind the end": lambda: kernels.unpack_rows(
-        empty(4, 10, dtype=np.complex64), 4, empty(6, 10, dtype=np.complex64)
+        empty(2, 4, 10, dtype=np.complex64), 4, empty(2, 6, 10, dtype=np.complex64)
     ),
     "cropped image that is no square": lambda: kernels.crop_pairs(
-        empty(4, 10, dtype=np.complex64), empty(6, 8)
+        empty(1, 4, 10, dtype=np.complex64), empty(1, 6, 8)
     ),
     "cropped image of too many rows": lambda: kernels.crop_pairs(
-        empty(4, 10, dtype=np.complex64), empty(10, 10)
+        empty(1, 4, 10, dtype=np.complex64), empty(1, 10, 10)
     ),
-    "inserted weight": lambda: call_insert_slice(weight=(5, 9)),
-    "last_x": lambda: call_insert_slice(last_x=(9,)),
-    "axis": lambda: call_insert_slice(u=(4,)),
-    "volume that is no cube": lambda: call_insert_slice(volume=(9, 10, 5, 4)),
-    "volume without half": lambda: call_insert_slice(volume=(9, 9, 9, 4)),
-    "volume of other values": lambda: call_insert_slice(volume=(9, 9, 5, 5)),
+    "cropped images of more frames": lambda: kernels.crop_pairs(
+        empty(1, 4, 10, dtype=np.complex64), empty(2, 2, 2)
+    ),
+    "inserted weights": lambda: call_insert_slices(weights=(2, 5, 9)),
+    "inserted weights of fewer frames": lambda: call_insert_slices(weights=(1, 5, 8)),
+    "inserted slices of fewer frames": lambda: call_insert_slices(slices=(1, 5, 8)),
+    "inserted frame behind the last": lambda: call_insert_slices(frames=(0, 3)),
+    "last_x": lambda: call_insert_slices(last_x=(3, 9)),
+    "axes": lambda: call_insert_slices(axes=(3, 2, 4)),
+    "axes of other frames": lambda: call_insert_slices(axes=(4, 2, 3)),
+    "scales of other frames": lambda: call_insert_slices(scales=(4,)),
+    "volume that is no cube": lambda: call_insert_slices(volume=(9, 10, 5, 4)),
+    "volume without half": lambda: call_insert_slices(volume=(9, 9, 9, 4)),
+    "volume of other values": lambda: call_insert_slices(volume=(9, 9, 5, 5)),
     "unpacked data": lambda: call_unpack_volume(data=(6, 6, 5)),
     "unpacked weight, y": lambda: call_unpack_volume(weight=(6, 7, 4)),
     "unpacked weight, z": lambda: call_unpack_volume(weight=(7, 6, 4)),
@@ -575,18 +659,19 @@ def test_sizes_that_fit_are_accepted() -> None:
     """The callers above fail for the reason they name, not for another."""
     call_mask_pairs()
     call_pack_rows()
-    call_insert_slice()
+    call_insert_slices()
+    call_copy_rows()
     call_unpack_volume()
     call_weight_cone()
     call_transpose_rows((4, 5), 0, (5, 10))
     call_join_rows()
-    call_weight_slice(0, (6, 20))
+    call_weight_slices(0, (3, 6, 20))
 
 
 def test_an_unknown_mode_is_refused() -> None:
     """No other mode than those of the table is read as if it were one of them."""
     with pytest.raises(ValueError, match="mode"):
-        kernels.copy_rows(empty(4, 8, dtype=np.uint8), 4, 0, 0, empty(2, 2))
+        call_copy_rows(modes=(4,))
 
 
 def test_the_twins_have_the_compiled_names() -> None:
@@ -595,7 +680,7 @@ def test_the_twins_have_the_compiled_names() -> None:
     assert names == {
         "copy_rows",
         "crop_pairs",
-        "insert_slice",
+        "insert_slices",
         "join_rows",
         "mask_pairs",
         "pack_rows",
@@ -603,7 +688,7 @@ def test_the_twins_have_the_compiled_names() -> None:
         "unpack_rows",
         "unpack_volume",
         "weight_cone",
-        "weight_slice",
+        "weight_slices",
     }
     for name in names:
         assert getattr(kernels, name) is not getattr(numpy_twin, name)

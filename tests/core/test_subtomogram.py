@@ -416,18 +416,41 @@ def test_shift_cycles_of_odd_windows(window: int, box: int, binning: float) -> N
 
 
 @pytest.mark.parametrize("window", [20, 25, 230, 301])
-@pytest.mark.parametrize("corner", [(-3, -2), (40, 35), (-400, 10)])
-def test_window_transform(window: int, corner: tuple[int, int]) -> None:
-    """The low columns of the window's transform, also where it is transformed in blocks."""
-    image, box = random_images(16)[0] - 30, 16
-    transform = WindowTransform((window, window), box, circle_precrop=False)
-    n_bad = transform.transform(image.view(np.uint8), 2, *corner)
-    cut = oracle.cut_window(image, np.array(corner), window)
-    expected = np.fft.fft2(cut)[:, : box // 2 + 1].T
-    size = np.abs(expected).max()
-    np.testing.assert_allclose(transform.columns, expected, rtol=0, atol=2e-6 * size)
-    assert n_bad == 0
+@pytest.mark.parametrize("n_frames", [1, 3])
+def test_window_transform(window: int, n_frames: int) -> None:
+    """The low columns of the windows' transforms, in blocks of rows or several frames a call."""
+    images, box = [image - 30 for image in random_images(16)[:3]], 16
+    corners = np.array([(-3, -2), (40, 35), (-400, 10)])
+    transform = WindowTransform((window, window), box, n_frames=n_frames)
+    for first in range(0, 3, n_frames):
+        here = slice(first, first + n_frames)
+        given = [image.view(np.uint8) for image in images[here]]
+        assert transform.transform(given, [2] * n_frames, corners[here]) == 0
+        for image, corner, found in zip(
+            images[here], corners[here], transform.columns, strict=True
+        ):
+            cut = oracle.cut_window(image, corner, window)
+            expected = np.fft.fft2(cut)[:, : box // 2 + 1].T
+            size = np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * size)
     assert transform.nbytes >= transform.columns.nbytes
+
+
+@pytest.mark.parametrize("window", [20, 301])
+@pytest.mark.parametrize("circle_precrop", [False, True])
+def test_a_call_may_have_fewer_frames(window: int, circle_precrop: bool) -> None:
+    """Two of three frames: as alone, bit for bit or nearly, the third keeps what it has."""
+    images = [image.view(np.uint8) for image in random_images(16)[:2]]
+    corners = np.array([(-3, -2), (40, 35)])
+    make = {"box": 16, "circle_precrop": circle_precrop}
+    several = WindowTransform((window, window), **make, n_frames=3)
+    alone = WindowTransform((window, window), **make)
+    several.transform(images, [2, 2], corners)
+    for i, image in enumerate(images):
+        alone.transform([image], [2], corners[i : i + 1])
+        size = np.abs(alone.columns).max()
+        np.testing.assert_allclose(several.columns[i], alone.columns[0], rtol=0, atol=1e-6 * size)
+    assert not several.columns[2].any()
 
 
 @pytest.mark.parametrize("window", [20, 230, 301])
@@ -439,7 +462,7 @@ def test_window_transform_counts_what_is_not_finite(window: int, circle_precrop:
     # the first row below the window, and the first column behind it
     image[50 + window, :] = image[:, 60 + window] = np.nan
     transform = WindowTransform((window, window), 16, circle_precrop=circle_precrop)
-    assert transform.transform(image.view(np.uint8), 2, 60, 50) == 1
+    assert transform.transform([image.view(np.uint8)], [2], np.array([[60, 50]])) == 1
 
 
 # Insertion is the adjoint of slice extraction
@@ -492,13 +515,13 @@ def test_insertion_is_the_adjoint_of_slice_extraction(seed: int) -> None:
     ky = oracle.signed_frequencies(s)[None, :]
     use = (kx <= last_x) & (kx**2 + ky**2 <= s * s // 4) & ((kx > 0) | (ky >= 0))
     packed = np.zeros((n + 3, n + 3, n // 2 + 2, 4), np.float32)
-    kernels.insert_slice(
-        slice_fs,
-        weight,
-        last_x,
-        np.ascontiguousarray(axes[0]),
-        np.ascontiguousarray(axes[1]),
-        scale,
+    kernels.insert_slices(
+        slice_fs[None],
+        weight[None],
+        np.array([0]),
+        last_x[None],
+        axes[None],
+        np.array([scale]),
         packed,
     )
     data = np.empty((n, n, n // 2 + 1), np.complex64)

@@ -27,12 +27,12 @@ IS_COMPILED = active is not numpy_twin
 copy_rows = active.copy_rows
 transpose_rows = active.transpose_rows
 join_rows = active.join_rows
-weight_slice = active.weight_slice
+weight_slices = active.weight_slices
 pack_rows = active.pack_rows
 unpack_rows = active.unpack_rows
 mask_pairs = active.mask_pairs
 crop_pairs = active.crop_pairs
-insert_slice = active.insert_slice
+insert_slices = active.insert_slices
 unpack_volume = active.unpack_volume
 weight_cone = active.weight_cone
 
@@ -41,7 +41,7 @@ __all__ = [
     "IS_COMPILED",
     "copy_rows",
     "crop_pairs",
-    "insert_slice",
+    "insert_slices",
     "join_rows",
     "mask_pairs",
     "numpy_twin",
@@ -50,5 +50,5 @@ __all__ = [
     "unpack_rows",
     "unpack_volume",
     "weight_cone",
-    "weight_slice",
+    "weight_slices",
 ]

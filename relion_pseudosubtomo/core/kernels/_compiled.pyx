@@ -13,8 +13,8 @@ cdef extern from "kernels.h" nogil:
 
     void ps_catch_bus_errors()
     int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width,
-                         int64_t row_bytes, int64_t corner_x, int64_t corner_y, int64_t step,
-                         int64_t parts, int64_t row_length, int64_t n_rows, float *rows)
+                         int64_t row_bytes, int64_t corner_x, int64_t corner_y, int64_t parts,
+                         int64_t row_length, int64_t n_rows, float *rows)
     void ps_transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride,
                            int64_t n_columns, int64_t first_row, int64_t column_stride,
                            float *columns)
@@ -44,6 +44,17 @@ cdef extern from "kernels.h" nogil:
 
 ps_catch_bus_errors()
 
+#: Frames of one call.
+cdef enum:
+    MOST_FRAMES = 64
+
+cdef struct _Window:
+    const char *image
+    int mode
+    int64_t height
+    int64_t width
+    int64_t row_bytes
+
 
 class _Shape(ValueError):
     """An array that does not fit the others; only a bug can cause it."""
@@ -53,6 +64,20 @@ cdef int _need(bint fits) except -1:
     if not fits:
         raise _Shape("kernel called with arrays that do not fit together")
     return 0
+
+
+cdef int _need_frames(const int64_t[::1] frames, int64_t n_frames, int64_t most) except -1:
+    cdef int64_t i
+    _need(0 < frames.shape[0] <= most)
+    for i in range(frames.shape[0]):
+        _need(0 <= frames[i] < n_frames)
+    return 0
+
+
+cdef int _need_table(const float[:, :, ::1] table, const int64_t[::1] frames, int64_t half,
+                     int64_t s) except -1:
+    _need_frames(frames, table.shape[0], frames.shape[0])
+    return _need(table.shape[1] == half and table.shape[2] == s)
 
 
 cdef int _need_volumes(float complex[:, :, ::1] data, float[:, :, ::1] weight,
@@ -65,21 +90,38 @@ cdef int _need_volumes(float complex[:, :, ::1] data, float[:, :, ::1] weight,
                  and multiplicity.shape[2] == n // 2 + 1)
 
 
-def copy_rows(const unsigned char[:, ::1] image_bytes, int mode, int64_t corner_x,
-              int64_t corner_y, float[:, ::1] rows, int64_t step=1, int64_t parts=1):
-    cdef int64_t item = 4 if mode == 2 else 1 if mode == 0 else 2
-    cdef int64_t n_bad
+cdef int64_t _pixel_bytes(int mode) except -1:
     if mode not in (0, 1, 2, 6, 12):
         raise ValueError(f"image mode: expected 0, 1, 2, 6 or 12, found {mode}")
-    _need(image_bytes.shape[0] > 0 and image_bytes.shape[1] >= item
-          and image_bytes.shape[1] % item == 0 and rows.shape[0] > 0 and rows.shape[1] > 0
-          and step > 0 and (parts == 1 or (parts > 1 and rows.shape[1] % (2 * parts) == 0
-                                           and rows.shape[1] <= 65536)))
+    return 4 if mode == 2 else 1 if mode == 0 else 2
+
+
+def copy_rows(list images, modes, const int64_t[:, ::1] corners, int64_t first_row,
+              float[:, :, ::1] rows, int64_t parts=1):
+    cdef int64_t k = len(images), i, item, n_bad = 0, found = 0
+    cdef const unsigned char[:, ::1] image
+    cdef _Window[MOST_FRAMES] windows
+    _need(0 < k <= MOST_FRAMES and len(modes) == k and corners.shape[0] == k
+          and corners.shape[1] == 2 and rows.shape[0] >= k and rows.shape[1] > 0
+          and rows.shape[2] > 0
+          and (parts == 1 or (parts > 1 and rows.shape[2] % (2 * parts) == 0
+                              and rows.shape[2] <= 65536)))
+    for i in range(k):
+        image = images[i]  # the list keeps it
+        item = _pixel_bytes(modes[i])
+        _need(image.shape[0] > 0 and image.shape[1] >= item and image.shape[1] % item == 0)
+        windows[i] = _Window(<const char *>&image[0, 0], modes[i], image.shape[0],
+                             image.shape[1] // item, image.shape[1])
     with nogil:
-        n_bad = ps_copy_rows(<const char *>&image_bytes[0, 0], mode, image_bytes.shape[0],
-                             image_bytes.shape[1] // item, image_bytes.shape[1], corner_x,
-                             corner_y, step, parts, rows.shape[1], rows.shape[0], &rows[0, 0])
-    if n_bad < 0:
+        for i in range(k):
+            found = ps_copy_rows(windows[i].image, windows[i].mode, windows[i].height,
+                                 windows[i].width, windows[i].row_bytes, corners[i, 0],
+                                 corners[i, 1] + first_row, parts, rows.shape[2], rows.shape[1],
+                                 &rows[i, 0, 0])
+            if found < 0:
+                break
+            n_bad += found
+    if found < 0:
         raise OSError("a tilt image can no longer be read: its file was truncated or lost")
     return n_bad
 
@@ -93,41 +135,39 @@ def transpose_rows(const float complex[:, :] rows, int64_t first_row,
                           first_row, columns.strides[0] // 8, <float *>&columns[0, 0])
 
 
-def join_rows(const float complex[:, :, ::1] parts_fs, const float[:, :, :, ::1] factors,
-              int64_t first_row, float complex[:, :] columns):
-    cdef int64_t n_rows = min(parts_fs.shape[0], columns.shape[1] - first_row)
-    _need(columns.strides[1] == 8 and first_row >= 0 and n_rows > 0 and parts_fs.shape[1] > 0 and parts_fs.shape[2] > 0
-          and factors.shape[0] == parts_fs.shape[1] and factors.shape[1] == 4
-          and factors.shape[2] == columns.shape[0] and factors.shape[3] == 2
-          and columns.shape[0] <= 4097)
+def join_rows(const float complex[:, :, :, ::1] parts_fs, const float[:, :, :, ::1] factors,
+              int64_t first_row, float complex[:, :, :] columns):
+    cdef int64_t k = parts_fs.shape[0], i
+    cdef int64_t n_rows = min(parts_fs.shape[1], columns.shape[2] - first_row)
+    _need(columns.shape[0] >= k > 0 and columns.strides[2] == 8 and first_row >= 0 and n_rows > 0
+          and parts_fs.shape[2] > 0 and parts_fs.shape[3] > 0
+          and factors.shape[0] == parts_fs.shape[2] and factors.shape[1] == 4
+          and factors.shape[2] == columns.shape[1] and factors.shape[3] == 2
+          and columns.shape[1] <= 4097)
     with nogil:
-        ps_join_rows(<const float *>&parts_fs[0, 0, 0], n_rows, parts_fs.shape[1],
-                     parts_fs.shape[2], &factors[0, 0, 0, 0], columns.shape[0], first_row,
-                     columns.strides[0] // 8, <float *>&columns[0, 0])
+        for i in range(k):
+            ps_join_rows(<const float *>&parts_fs[i, 0, 0, 0], n_rows, parts_fs.shape[2],
+                         parts_fs.shape[3], &factors[0, 0, 0, 0], columns.shape[1], first_row,
+                         columns.strides[1] // 8, <float *>&columns[i, 0, 0])
 
 
-def weight_slice(const float complex[:, ::1] columns, const float complex[::1] ramp_x,
-                 const float complex[::1] ramp_y, float sign, ctf, const double[::1] kx,
-                 const double[::1] ky, const float[:, ::1] gain, const double[:, ::1] even,
-                 const float complex[:, ::1] odd, const float[:, ::1] noise,
-                 float complex[:, ::1] slice_fs, float[:, ::1] weight):
-    cdef int64_t s = slice_fs.shape[1], half = slice_fs.shape[0]
-    cdef ps_ctf coefficients
-    cdef const ps_ctf *ctf_pointer = NULL
-    cdef const float *gain_pointer = NULL
+def weight_slices(const float complex[:, :, ::1] columns, const int64_t[::1] frames,
+                  const float complex[:, ::1] ramp_x, const float complex[:, ::1] ramp_y,
+                  float sign, const double[:, ::1] ctf, const double[::1] kx,
+                  const double[::1] ky, const float[:, :, ::1] gain, const double[:, ::1] even,
+                  const float complex[:, ::1] odd, const float[:, :, ::1] noise,
+                  float complex[:, :, ::1] slices, float[:, :, ::1] weights):
+    cdef int64_t k = frames.shape[0], half = slices.shape[1], s = slices.shape[2], i
     cdef const double *even_pointer = NULL
     cdef const float *odd_pointer = NULL
-    cdef const float *noise_pointer = NULL
-    cdef float *weight_pointer = NULL
-    _need(half == s // 2 + 1 and s % 2 == 0 and s <= 8192 and columns.shape[0] == half
-          and columns.shape[1] >= s and ramp_x.shape[0] == half and ramp_y.shape[0] == s
+    _need(0 < k <= slices.shape[0] and half == s // 2 + 1 and s % 2 == 0 and s <= 8192
+          and columns.shape[0] >= k and columns.shape[1] == half and columns.shape[2] >= s
+          and ramp_x.shape[0] == k and ramp_x.shape[1] == half
+          and ramp_y.shape[0] == k and ramp_y.shape[1] == s
           and kx.shape[0] == half and ky.shape[0] == s)
     if ctf is not None:
-        (coefficients.constant, coefficients.xx, coefficients.xy, coefficients.yy,
-         coefficients.k4) = ctf
-        ctf_pointer = &coefficients
-        _need(gain is not None and gain.shape[0] == half and gain.shape[1] == s)
-        gain_pointer = &gain[0, 0]
+        _need(ctf.shape[0] == k and ctf.shape[1] == 5 and gain is not None)
+        _need_table(gain, frames, half, s)
         if even is not None:
             _need(even.shape[0] == half and even.shape[1] == s)
             even_pointer = &even[0, 0]
@@ -135,69 +175,88 @@ def weight_slice(const float complex[:, ::1] columns, const float complex[::1] r
         _need(odd.shape[0] == half and odd.shape[1] == s)
         odd_pointer = <const float *>&odd[0, 0]
     if noise is not None:
-        _need(noise.shape[0] == half and noise.shape[1] == s)
-        noise_pointer = &noise[0, 0]
-    if weight is not None:
-        _need(weight.shape[0] == half and weight.shape[1] == s)
-        weight_pointer = &weight[0, 0]
+        _need_table(noise, frames, half, s)
+    if weights is not None:
+        _need(weights.shape[0] >= k and weights.shape[1] == half and weights.shape[2] == s)
     with nogil:
-        ps_weight_slice(<const float *>&columns[0, 0], columns.shape[1], s,
-                        <const float *>&ramp_x[0], <const float *>&ramp_y[0], sign, ctf_pointer,
-                        &kx[0], &ky[0], gain_pointer, even_pointer, odd_pointer, noise_pointer,
-                        <float *>&slice_fs[0, 0], weight_pointer)
+        for i in range(k):
+            ps_weight_slice(<const float *>&columns[i, 0, 0], columns.shape[2], s,
+                            <const float *>&ramp_x[i, 0], <const float *>&ramp_y[i, 0], sign,
+                            NULL if ctf is None else <const ps_ctf *>&ctf[i, 0], &kx[0], &ky[0],
+                            NULL if ctf is None else &gain[frames[i], 0, 0], even_pointer,
+                            odd_pointer, NULL if noise is None else &noise[frames[i], 0, 0],
+                            <float *>&slices[i, 0, 0],
+                            NULL if weights is None else &weights[i, 0, 0])
 
 
-cdef int _need_pairs(const float complex[:, :] columns, int64_t first_row,
-                     const float complex[:, ::1] pairs) except -1:
+cdef int _need_pairs(const float complex[:, :, :] columns, int64_t first_row,
+                     const float complex[:, :, ::1] pairs) except -1:
     # a pair may reach one row into the padding between columns
-    return _need(columns.strides[1] == 8 and first_row >= 0 and pairs.shape[0] > 0
-                 and pairs.shape[1] == 2 * (columns.shape[0] - 1)
-                 and first_row + 2 * pairs.shape[0] <= columns.strides[0] // 8)
+    return _need(0 < pairs.shape[0] <= columns.shape[0] and columns.strides[2] == 8
+                 and first_row >= 0 and pairs.shape[1] > 0
+                 and pairs.shape[2] == 2 * (columns.shape[1] - 1)
+                 and first_row + 2 * pairs.shape[1] <= columns.strides[1] // 8)
 
 
-def pack_rows(const float complex[:, :] columns, int64_t first_row, float complex[:, ::1] pairs):
+def pack_rows(const float complex[:, :, :] columns, int64_t first_row,
+              float complex[:, :, ::1] pairs):
+    cdef int64_t i
     _need_pairs(columns, first_row, pairs)
     with nogil:
-        ps_pack_rows(<const float *>&columns[0, first_row], columns.strides[0] // 8,
-                     pairs.shape[1], pairs.shape[0], <float *>&pairs[0, 0])
+        for i in range(pairs.shape[0]):
+            ps_pack_rows(<const float *>&columns[i, 0, first_row], columns.strides[1] // 8,
+                         pairs.shape[2], pairs.shape[1], <float *>&pairs[i, 0, 0])
 
 
-def unpack_rows(const float complex[:, ::1] pairs, int64_t first_row, float complex[:, :] columns):
+def unpack_rows(const float complex[:, :, ::1] pairs, int64_t first_row,
+                float complex[:, :, :] columns):
+    cdef int64_t i
     _need_pairs(columns, first_row, pairs)
     with nogil:
-        ps_unpack_rows(<const float *>&pairs[0, 0], pairs.shape[1], pairs.shape[0],
-                       columns.strides[0] // 8, <float *>&columns[0, first_row])
+        for i in range(pairs.shape[0]):
+            ps_unpack_rows(<const float *>&pairs[i, 0, 0], pairs.shape[2], pairs.shape[1],
+                           columns.strides[1] // 8, <float *>&columns[i, 0, first_row])
 
 
-def mask_pairs(float complex[:, ::1] pairs, int64_t n, double total, const int32_t[::1] inside,
-               double n_outside, bint subtract, const float[:, ::1] taper):
-    cdef int64_t s = pairs.shape[1]
-    _need(n > 0 and n % 2 == 0 and n <= s and 2 * pairs.shape[0] >= n
-          and 2 * pairs.shape[0] <= n + 2 and inside.shape[0] == n + 1 and taper.shape[0] == n
+def mask_pairs(float complex[:, :, ::1] pairs, int64_t n, const double[::1] totals,
+               const int32_t[::1] inside, double n_outside, bint subtract,
+               const float[:, ::1] taper):
+    cdef int64_t k = pairs.shape[0], n_pairs = pairs.shape[1], s = pairs.shape[2], i
+    _need(k > 0 and totals.shape[0] == k and n > 0 and n % 2 == 0 and n <= s
+          and n <= 2 * n_pairs <= n + 2 and inside.shape[0] == n + 1 and taper.shape[0] == n
           and taper.shape[1] == n)
     with nogil:
-        ps_mask_pairs(<float *>&pairs[0, 0], s, n, pairs.shape[0], total, &inside[0], n_outside,
-                      subtract, &taper[0, 0])
+        for i in range(k):
+            ps_mask_pairs(<float *>&pairs[i, 0, 0], s, n, n_pairs, totals[i], &inside[0],
+                          n_outside, subtract, &taper[0, 0])
 
 
-def crop_pairs(const float complex[:, ::1] pairs, float[:, ::1] image):
-    cdef int64_t s = pairs.shape[1], n = image.shape[0]
-    _need(n > 0 and n % 2 == 0 and image.shape[1] == n and n <= s and 2 * pairs.shape[0] >= n)
+def crop_pairs(const float complex[:, :, ::1] pairs, float[:, :, ::1] images):
+    cdef int64_t s = pairs.shape[2], n = images.shape[1], i
+    _need(0 < images.shape[0] <= pairs.shape[0] and n > 0 and n % 2 == 0 and images.shape[2] == n
+          and n <= s and 2 * pairs.shape[1] >= n)
     with nogil:
-        ps_crop_pairs(<const float *>&pairs[0, 0], s, n, &image[0, 0])
+        for i in range(images.shape[0]):
+            ps_crop_pairs(<const float *>&pairs[i, 0, 0], s, n, &images[i, 0, 0])
 
 
-def insert_slice(const float complex[:, ::1] slice_fs, const float[:, ::1] weight,
-                 const int32_t[::1] last_x, const double[::1] u, const double[::1] v,
-                 double scale, float[:, :, :, ::1] volume):
-    cdef int64_t s = slice_fs.shape[1], n = volume.shape[0] - 3
-    _need(slice_fs.shape[0] == s // 2 + 1 and s <= 8192 and weight.shape[0] == s // 2 + 1
-          and weight.shape[1] == s and last_x.shape[0] == s and u.shape[0] == 3
-          and v.shape[0] == 3 and volume.shape[1] == n + 3 and volume.shape[2] == n // 2 + 2
+def insert_slices(const float complex[:, :, ::1] slices, const float[:, :, ::1] weights,
+                  const int64_t[::1] frames, const int32_t[:, ::1] last_x,
+                  const double[:, :, ::1] axes, const double[::1] scales,
+                  float[:, :, :, ::1] volume):
+    cdef int64_t k = frames.shape[0], s = slices.shape[2], n = volume.shape[0] - 3, i, f
+    _need_frames(frames, last_x.shape[0], slices.shape[0])
+    _need(slices.shape[1] == s // 2 + 1 and s <= 8192
+          and weights.shape[0] >= k and weights.shape[1] == s // 2 + 1 and weights.shape[2] == s
+          and last_x.shape[1] == s and axes.shape[0] == last_x.shape[0] and axes.shape[1] == 2 and axes.shape[2] == 3
+          and scales.shape[0] == last_x.shape[0]
+          and volume.shape[1] == n + 3 and volume.shape[2] == n // 2 + 2
           and volume.shape[3] == 4 and volume.size < 8589934592)
     with nogil:
-        ps_insert_slice(<const float *>&slice_fs[0, 0], &weight[0, 0], s, &last_x[0], &u[0],
-                        &v[0], scale, n, &volume[0, 0, 0, 0])
+        for i in range(k):
+            f = frames[i]
+            ps_insert_slice(<const float *>&slices[i, 0, 0], &weights[i, 0, 0], s, &last_x[f, 0],
+                            &axes[f, 0, 0], &axes[f, 1, 0], scales[f], n, &volume[0, 0, 0, 0])
 
 
 def unpack_volume(float[:, :, :, ::1] volume, float scale, float complex[:, :, ::1] data,

@@ -133,13 +133,13 @@ static inline __attribute__((always_inline)) void deal_pairs(const double *line,
         for (int64_t j = 0; j < length; j++) out[r * length + j] = line[parts * j + r];
 }
 
-/* Copies every step-th row of a window as float32; pixels outside the image repeat the nearest edge
+/* Copies rows of a window as float32; pixels outside the image repeat the nearest edge
  * pixel. The pairs of each row are dealt out to parts. The rows to come are asked for early: they lie
  * on other pages, where no hardware looks ahead. Returns how many values are not finite (x - x is zero
  * only where x is). */
 PS_CLONES
 static int64_t copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
-                         int64_t corner_x, int64_t corner_y, int64_t step, int64_t parts,
+                         int64_t corner_x, int64_t corner_y, int64_t parts,
                          int64_t row_length, int64_t n_rows, float *rows)
 {
     _Alignas(64) float line[PS_MAX_WINDOW];
@@ -150,9 +150,9 @@ static int64_t copy_rows(const char *image, int mode, int64_t height, int64_t wi
     if (left < 0) left = 0;
     int64_t count = last - first + 1;
     for (int64_t r = 0; r < n_rows; r++) {
-        const char *source = image + clamp(corner_y + r * step, height) * row_bytes + first * size;
+        const char *source = image + clamp(corner_y + r, height) * row_bytes + first * size;
         const char *ahead
-            = image + clamp(corner_y + (r + PS_ROWS_AHEAD) * step, height) * row_bytes + first * size;
+            = image + clamp(corner_y + r + PS_ROWS_AHEAD, height) * row_bytes + first * size;
         for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(ahead + i, 0, 2);
         float *out = parts > 1 ? line : rows + r * row_length;
         convert(source, mode, count, out + left);
@@ -173,14 +173,14 @@ static int64_t copy_rows(const char *image, int mode, int64_t height, int64_t wi
 }
 
 int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
-                     int64_t corner_x, int64_t corner_y, int64_t step, int64_t parts,
+                     int64_t corner_x, int64_t corner_y, int64_t parts,
                      int64_t row_length, int64_t n_rows, float *rows)
 {
     sigjmp_buf target;
     volatile int64_t n_bad = -1;
     if (sigsetjmp(target, 1) == 0) {
         bus_target = &target;
-        n_bad = copy_rows(image, mode, height, width, row_bytes, corner_x, corner_y, step, parts,
+        n_bad = copy_rows(image, mode, height, width, row_bytes, corner_x, corner_y, parts,
                           row_length, n_rows, rows);
     }
     bus_target = NULL;

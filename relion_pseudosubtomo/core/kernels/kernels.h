@@ -17,7 +17,7 @@ void ps_catch_bus_errors(void);
 
 /* Returns -1 where the image cannot be read. */
 int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
-                     int64_t corner_x, int64_t corner_y, int64_t step, int64_t parts,
+                     int64_t corner_x, int64_t corner_y, int64_t parts,
                      int64_t row_length, int64_t n_rows, float *rows);
 
 void ps_transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_columns,

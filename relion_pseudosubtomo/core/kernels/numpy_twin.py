@@ -1,11 +1,13 @@
 """The kernels in NumPy: what each compiled kernel computes, and the fallback where there is none.
 
-Arrays are those of the compiled kernels: slices of shape (s/2 + 1, s) as [kx, ky] with ky in FFT
-order, the packed volume of shape (n + 3, n + 3, n/2 + 2, 4) as [z, y, x, (re, im, weight,
-multiplicity)] with j_z and j_y counted from -n/2 - 1.
+Most kernels take k frames of one particle a call. Arrays are those of the compiled kernels: slices
+of shape (s/2 + 1, s) as [kx, ky] with ky in FFT order, the packed volume of shape (n + 3, n + 3,
+n/2 + 2, 4) as [z, y, x, (re, im, weight, multiplicity)] with j_z and j_y counted from -n/2 - 1.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,41 +17,44 @@ IMAGE_DTYPES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.flo
 
 
 def copy_rows(
-    image_bytes: Array,
-    mode: int,
-    corner_x: int,
-    corner_y: int,
+    images: list[Array],
+    modes: Sequence[int],
+    corners: Array,
+    first_row: int,
     rows: Array,
-    step: int = 1,
     parts: int = 1,
 ) -> int:
-    """Copy rows of a window as float32, repeating edge pixels; return how many are not finite.
+    """Copy rows of windows as float32, repeating edge pixels; return how many are not finite.
 
     Parameters
     ----------
-    image_bytes : ndarray, shape (height, width * itemsize), uint8
-        The tilt image as bytes, in the machine's byte order.
-    mode : int
-        MRC mode: 0, 1, 2, 6 or 12.
-    corner_x, corner_y : int
-        Image pixel of rows[0, 0]; may lie outside the image.
-    rows : ndarray, shape (n_rows, row_length), float32
-        Filled.
-    step : int
-        Image rows from one row to the next.
+    images : list of ndarray, shape (height, width * itemsize), uint8
+        k tilt images as bytes, in the machine's byte order.
+    modes : sequence of int
+        Their MRC modes: 0, 1, 2, 6 or 12.
+    corners : ndarray, shape (k, 2), int64
+        Image pixel (x, y) of each window's first; may lie outside the image.
+    first_row : int
+        Row of the windows that is copied first.
+    rows : ndarray, shape (k or more, n_rows, row_length), float32
+        The first k are filled.
     parts : int
         Above 1, the pairs of pixels of each row are dealt out in turn to so many parts, which then
         follow each other in the row.
     """
-    if mode not in IMAGE_DTYPES:
-        raise ValueError(f"image mode: expected one of {sorted(IMAGE_DTYPES)}, found {mode}")
-    image = image_bytes.view(IMAGE_DTYPES[mode])
-    y = np.clip(corner_y + step * np.arange(rows.shape[0]), 0, image.shape[0] - 1)
-    x = np.clip(np.arange(corner_x, corner_x + rows.shape[1]), 0, image.shape[1] - 1)
-    pairs = (-1, parts, 2) if parts > 1 else (-1, 1, 1)
-    dealt = image[y[:, None], x[None, :]].reshape(len(rows), *pairs).swapaxes(1, 2)
-    rows[:] = dealt.reshape(rows.shape)
-    return int(np.count_nonzero(~np.isfinite(rows)))
+    n_rows, length = rows.shape[1:]
+    for image_bytes, mode, (corner_x, corner_y), found in zip(
+        images, modes, corners, rows, strict=False
+    ):
+        if mode not in IMAGE_DTYPES:
+            raise ValueError(f"image mode: expected one of {sorted(IMAGE_DTYPES)}, found {mode}")
+        image = image_bytes.view(IMAGE_DTYPES[mode])
+        y = np.clip(corner_y + first_row + np.arange(n_rows), 0, image.shape[0] - 1)
+        x = np.clip(corner_x + np.arange(length), 0, image.shape[1] - 1)
+        pairs = (-1, parts, 2) if parts > 1 else (-1, 1, 1)
+        dealt = image[y[:, None], x[None, :]].reshape(n_rows, *pairs).swapaxes(1, 2)
+        found[:] = dealt.reshape(found.shape)
+    return int(np.count_nonzero(~np.isfinite(rows[: len(images)])))
 
 
 def transpose_rows(rows: Array, first_row: int, columns: Array) -> None:
@@ -70,79 +75,85 @@ def join_rows(parts_fs: Array, factors: Array, first_row: int, columns: Array) -
 
     Parameters
     ----------
-    parts_fs : ndarray, shape (n_rows, n_parts, length), complex64
+    parts_fs : ndarray, shape (k, n_rows, n_parts, length), complex64
         Transforms z of the parts of each row.
     factors : ndarray, shape (n_parts, 4, n_columns, 2), float32
-        Complex factors a and b of z[k] and conj(z[-k]), as (a, a), (-a', a'), (b, -b), (b', b')
+        Complex factors a and b of z[j] and conj(z[-j]), as (a, a), (-a', a'), (b, -b), (b', b')
         with ' for the imaginary part.
-    columns : ndarray, shape (n_columns, column_length), complex64
-        Filled at [:, first_row:]; rows that do not fit are left out.
+    columns : ndarray, shape (k or more, n_columns, column_length), complex64
+        Filled at [:k, :, first_row:]; rows that do not fit are left out.
     """
-    n_rows = min(parts_fs.shape[0], columns.shape[1] - first_row)
+    n_frames, n_columns = len(parts_fs), columns.shape[1]
+    n_rows = min(parts_fs.shape[1], columns.shape[2] - first_row)
     a = factors[:, 0, :, 0] + 1j * factors[:, 1, :, 1]
     b = factors[:, 2, :, 0] + 1j * factors[:, 3, :, 0]
-    k = np.arange(columns.shape[0]) % parts_fs.shape[2]
-    near = parts_fs[:n_rows, :, k]
-    far = parts_fs[:n_rows, :, -k].conj()
-    columns[:, first_row : first_row + n_rows] = (near * a + far * b).sum(axis=1).T
+    j = np.arange(n_columns) % parts_fs.shape[3]
+    near = parts_fs[:, :n_rows, :, j]
+    far = parts_fs[:, :n_rows, :, -j].conj()
+    joined = (near * a + far * b).sum(axis=2)
+    columns[:n_frames, :, first_row : first_row + n_rows] = joined.swapaxes(1, 2)
 
 
-def weight_slice(
+def weight_slices(
     columns: Array,
+    frames: Array,
     ramp_x: Array,
     ramp_y: Array,
     sign: float,
-    ctf: tuple[float, float, float, float, float] | None,
+    ctf: Array | None,
     kx: Array,
     ky: Array,
     gain: Array | None,
     even: Array | None,
     odd: Array | None,
     noise: Array | None,
-    slice_fs: Array,
-    weight: Array | None,
+    slices: Array,
+    weights: Array | None,
 ) -> None:
-    """Crop a window's transform to s frequencies, shift it, multiply by the CTF and all weights.
+    """Crop transforms of windows to s frequencies, shift them, multiply by the CTF and all weights.
 
     Parameters
     ----------
-    columns : ndarray, shape (s/2 + 1, s0), complex64
-        Transform of the window, [kx, ky].
-    ramp_x, ramp_y : ndarray, shape (s/2 + 1,) and (s,), complex64
-        Phase ramps of the shift; a common factor may be in ramp_y.
+    columns : ndarray, shape (k or more, s/2 + 1, s0), complex64
+        Transforms of windows, [kx, ky].
+    frames : ndarray, shape (k,), int64
+        Frame of each, in `gain` and `noise`.
+    ramp_x, ramp_y : ndarray, shape (k, s/2 + 1) and (k, s), complex64
+        Phase ramps of the shifts; a common factor may be in ramp_y.
     sign : float
         -1 inverts the contrast.
-    ctf : tuple of float or None
+    ctf : ndarray, shape (k, 5), float64, or None
         Phase coefficients in turns (constant, kx^2, kx ky, ky^2, k^4); None: no CTF, weight 1.
     kx, ky : ndarray, shape (s/2 + 1,) and (s,), float64
         Frequencies in 1/A.
-    gain : ndarray, shape (s/2 + 1, s), float32
+    gain : ndarray, shape (n_frames, s/2 + 1, s), float32
         CTF envelope times dose weight; used with a CTF.
-    even : ndarray or None
-        Even aberration in turns; odd : exp(-i phase); noise : noise weight (spec 2.5, 2.7).
-    slice_fs, weight : ndarray, shape (s/2 + 1, s)
-        Filled: the weighted transform, and the weight c^2 (may be None).
+    even : ndarray, shape (s/2 + 1, s), or None
+        Even aberration in turns; odd : exp(-i phase) (spec 2.5).
+    noise : ndarray, shape (n_frames, s/2 + 1, s), float32, or None
+        Noise weights (spec 2.7).
+    slices, weights : ndarray, shape (k or more, s/2 + 1, s)
+        The first k are filled: the weighted transforms, and the weights c^2 (may be None).
     """
-    s = slice_fs.shape[1]
-    if ctf is None:
+    s = slices.shape[2]
+    for i, f in enumerate(frames):
         c = np.ones((s // 2 + 1, s), np.float32)
-    else:
-        constant, xx, xy, yy, k4 = ctf
-        x, y = kx[:, None], ky[None, :]
-        turns = constant + xx * x * x + xy * x * y + yy * y * y + k4 * (x * x + y * y) ** 2
-        if even is not None:
-            turns = turns + even
-        c = (-np.sin(2 * np.pi * (turns - np.rint(turns)))).astype(np.float32) * gain
-    if weight is not None:
-        weight[:] = c * c if noise is None else c * c * noise
-    if noise is not None:
-        c = c * noise
-    cropped = np.concatenate(
-        [columns[:, : s // 2], columns[:, columns.shape[1] - s // 2 :]], axis=1
-    )
-    slice_fs[:] = cropped * (ramp_x[:, None] * np.float32(sign) * ramp_y[None, :] * c)
-    if odd is not None:
-        slice_fs *= odd
+        if ctf is not None and gain is not None:
+            constant, xx, xy, yy, k4 = ctf[i]
+            x, y = kx[:, None], ky[None, :]
+            turns = constant + xx * x * x + xy * x * y + yy * y * y + k4 * (x * x + y * y) ** 2
+            if even is not None:
+                turns = turns + even
+            c = (-np.sin(2 * np.pi * (turns - np.rint(turns)))).astype(np.float32) * gain[f]
+        if weights is not None:
+            weights[i] = c * c if noise is None else c * c * noise[f]
+        if noise is not None:
+            c = c * noise[f]
+        low, high = columns[i, :, : s // 2], columns[i, :, columns.shape[2] - s // 2 :]
+        ramp = ramp_x[i][:, None] * np.float32(sign) * ramp_y[i]
+        slices[i] = np.concatenate([low, high], axis=1) * (ramp * c)
+        if odd is not None:
+            slices[i] *= odd
 
 
 def pack_rows(columns: Array, first_row: int, pairs: Array) -> None:
@@ -152,21 +163,21 @@ def pack_rows(columns: Array, first_row: int, pairs: Array) -> None:
 
     Parameters
     ----------
-    columns : ndarray, shape (s/2 + 1, at least first_row + 2 n_pairs - 1), complex64
-        Row r is columns[:, r]. Imaginary parts at 0 and s/2 are left out. A last row behind the
-        columns' end is taken from the padding between them.
+    columns : ndarray, shape (k or more, s/2 + 1, first_row + 2 n_pairs - 1 or more), complex64
+        Row r of image i is columns[i, :, r]. Imaginary parts at 0 and s/2 are left out. A last row
+        behind the columns' end is taken from the padding between them.
     first_row : int
         Row that becomes the first.
-    pairs : ndarray, shape (n_pairs, s), complex64
+    pairs : ndarray, shape (k, n_pairs, s), complex64
         Filled.
     """
-    half = columns.shape[0]
-    rows = np.zeros((2 * pairs.shape[0], half), np.complex64)
-    given = columns[:, first_row : first_row + len(rows)].T
-    rows[: len(given)] = given
-    rows[:, [0, -1]] = rows[:, [0, -1]].real
-    whole = np.concatenate([rows, rows[:, half - 2 : 0 : -1].conj()], axis=1)
-    pairs[:] = whole[::2] + 1j * whole[1::2]
+    half, n_rows = columns.shape[1], 2 * pairs.shape[1]
+    rows = np.zeros((len(pairs), n_rows, half), np.complex64)
+    given = columns[: len(pairs), :, first_row : first_row + n_rows].swapaxes(1, 2)
+    rows[:, : given.shape[1]] = given
+    rows[:, :, [0, -1]] = rows[:, :, [0, -1]].real
+    whole = np.concatenate([rows, rows[:, :, half - 2 : 0 : -1].conj()], axis=2)
+    pairs[:] = whole[:, ::2] + 1j * whole[:, 1::2]
 
 
 def unpack_rows(pairs: Array, first_row: int, columns: Array) -> None:
@@ -174,36 +185,37 @@ def unpack_rows(pairs: Array, first_row: int, columns: Array) -> None:
 
     Parameters
     ----------
-    pairs : ndarray, shape (n_pairs, s), complex64
+    pairs : ndarray, shape (k, n_pairs, s), complex64
     first_row : int
         Place of the first row.
-    columns : ndarray, shape (s/2 + 1, at least first_row + 2 n_pairs - 1), complex64
-        Filled from `first_row` on.
+    columns : ndarray, shape (k or more, s/2 + 1, first_row + 2 n_pairs - 1 or more), complex64
+        The first k are filled from `first_row` on.
     """
-    half = columns.shape[0]
-    mirrored = np.roll(pairs[:, ::-1], 1, axis=1).conj()
-    rows = np.stack([pairs + mirrored, (pairs - mirrored) / 1j], axis=1) / 2
-    rows = rows.reshape(-1, pairs.shape[1])[: columns.shape[1] - first_row, :half]
-    columns[:, first_row : first_row + len(rows)] = rows.T
+    n_images, n_pairs, s = pairs.shape
+    mirrored = np.roll(pairs[:, :, ::-1], 1, axis=2).conj()
+    rows = np.stack([pairs + mirrored, (pairs - mirrored) / 1j], axis=2) / 2
+    rows = rows.reshape(n_images, 2 * n_pairs, s)[:, : columns.shape[2] - first_row]
+    stop = first_row + rows.shape[1]
+    columns[:n_images, :, first_row:stop] = rows[:, :, : columns.shape[1]].swapaxes(1, 2)
 
 
 def mask_pairs(
     pairs: Array,
     n: int,
-    total: float,
+    totals: Array,
     inside: Array,
     n_outside: float,
     subtract: bool,
     taper: Array,
 ) -> None:
-    """Apply the circle crop to the central rows of an s x s image in place (spec 2.6).
+    """Apply the circle crop to the central rows of s x s images in place (spec 2.6).
 
     Parameters
     ----------
-    pairs : ndarray, shape (n/2 or n/2 + 1, s), complex64
+    pairs : ndarray, shape (k, n/2 or n/2 + 1, s), complex64
         Rows (s - n)/2 onwards, two by two: the real parts are one row, the imaginary the next.
-    total : float
-        Sum over the whole s x s image.
+    totals : ndarray, shape (k,), float64
+        Sum over each whole s x s image.
     inside : ndarray, shape (n + 1,), int32
         Half width of the circle in each row; -1 where it has none.
     n_outside : float
@@ -213,37 +225,69 @@ def mask_pairs(
     taper : ndarray, shape (n, n), float32
         Factor on the central pixels; zero is written outside them.
     """
-    s = pairs.shape[1]
+    s = pairs.shape[2]
     edge = (s - n) // 2
-    rows = np.stack([pairs.real, pairs.imag], axis=1).reshape(-1, s)
-    mean = 0.0
-    if subtract and n_outside > 0:
-        distance = np.abs(np.arange(s) - s // 2)[None, :]
-        reached = rows[: n + 1]
-        inner = distance <= inside[: len(reached), None]
-        mean = (total - reached[inner].sum(dtype=np.float64)) / n_outside
-    central = (rows[:n, edge : edge + n] - np.float32(mean)) * taper
-    pairs[:] = 0
-    pairs[: n // 2, edge : edge + n] = central[::2] + 1j * central[1::2]
+    distance = np.abs(np.arange(s) - s // 2)[None, :]
+    for image, total in zip(pairs, totals, strict=True):
+        rows = np.stack([image.real, image.imag], axis=1).reshape(-1, s)
+        mean = 0.0
+        if subtract and n_outside > 0:
+            reached = rows[: n + 1]
+            inner = distance <= inside[: len(reached), None]
+            mean = (total - reached[inner].sum(dtype=np.float64)) / n_outside
+        central = (rows[:n, edge : edge + n] - np.float32(mean)) * taper
+        image[:] = 0
+        image[: n // 2, edge : edge + n] = central[::2] + 1j * central[1::2]
 
 
-def crop_pairs(pairs: Array, image: Array) -> None:
-    """Copy the central pixels of an image out of its pairs of rows.
+def crop_pairs(pairs: Array, images: Array) -> None:
+    """Copy the central pixels of images out of their pairs of rows.
 
     Parameters
     ----------
-    pairs : ndarray, shape (n/2 or more, s), complex64
+    pairs : ndarray, shape (k or more, n/2 or more, s), complex64
         Rows (s - n)/2 onwards, two by two.
-    image : ndarray, shape (n, n), float32
+    images : ndarray, shape (k, n, n), float32
         Filled.
     """
-    n = image.shape[0]
-    edge = (pairs.shape[1] - n) // 2
-    image[::2] = pairs[: n // 2, edge : edge + n].real
-    image[1::2] = pairs[: n // 2, edge : edge + n].imag
+    n_images, n = images.shape[:2]
+    edge = (pairs.shape[2] - n) // 2
+    central = pairs[:n_images, : n // 2, edge : edge + n]
+    images[:, ::2] = central.real
+    images[:, 1::2] = central.imag
 
 
-def insert_slice(
+def insert_slices(
+    slices: Array,
+    weights: Array,
+    frames: Array,
+    last_x: Array,
+    axes: Array,
+    scales: Array,
+    volume: Array,
+) -> None:
+    """Add slices to the packed volume by trilinear insertion, in their order (spec 2.8).
+
+    Parameters
+    ----------
+    slices, weights : ndarray, shape (k or more, s/2 + 1, s)
+        Values with the image's origin at pixel (s/2, s/2), and their weights.
+    frames : ndarray, shape (k,), int64
+        Frame of each, in the tables that follow.
+    last_x : ndarray, shape (n_frames, s), int32
+        Largest kx to insert in each row ky; -1 for none.
+    axes : ndarray, shape (n_frames, 2, 3), float64
+        Volume voxels (x, y, z) of one step in kx, and in ky: u and v.
+    scales : ndarray, shape (n_frames,), float64
+        |u| |v|.
+    volume : ndarray, shape (n + 3, n + 3, n/2 + 2, 4), float32
+        Added to.
+    """
+    for i, f in enumerate(frames):
+        _insert_slice(slices[i], weights[i], last_x[f], axes[f, 0], axes[f, 1], scales[f], volume)
+
+
+def _insert_slice(
     slice_fs: Array,
     weight: Array,
     last_x: Array,
@@ -252,21 +296,6 @@ def insert_slice(
     scale: float,
     volume: Array,
 ) -> None:
-    """Add one slice to the packed volume by trilinear insertion (spec 2.8).
-
-    Parameters
-    ----------
-    slice_fs, weight : ndarray, shape (s/2 + 1, s)
-        Values with the image's origin at pixel (s/2, s/2), and their weights.
-    last_x : ndarray, shape (s,), int32
-        Largest kx to insert in each row ky; -1 for none.
-    u, v : ndarray, shape (3,), float64
-        Volume voxels (x, y, z) of one step in kx and ky.
-    scale : float
-        |u| |v|.
-    volume : ndarray, shape (n + 3, n + 3, n/2 + 2, 4), float32
-        Added to.
-    """
     s, n = slice_fs.shape[1], volume.shape[0] - 3
     kx = np.arange(s // 2 + 1)[:, None]
     ky = np.where(np.arange(s) < s // 2, np.arange(s), np.arange(s) - s)[None, :]
