@@ -12,11 +12,12 @@ from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, rea
 MRC_HEADER_BYTES = 1024
 
 #: Seconds of one thread, of which only ratios count: for a frame's window of 768 pixels, its slice
-#: of 192 in 3D, a volume of 96, and for a pixel of an image that is prebinned.
+#: of 192 in 3D, a volume of 96, and for a pixel of an image that is prebinned, its margins
+#: included.
 _SECONDS_WINDOW_768 = 0.75e-3
 _SECONDS_SLICE_192 = 0.25e-3
 _SECONDS_VOLUME_96 = 8e-3
-_SECONDS_PREBIN_PIXEL = 6e-9
+_SECONDS_PREBIN_PIXEL = 5e-9
 #: Seconds to start a tomogram, and bytes of its images read in a second, where the ranks of a node
 #: share what one of them has read.
 _SECONDS_START = 0.05
@@ -72,7 +73,7 @@ def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[f
     start = _SECONDS_START + 4.0 * _used_pixels(tomogram, task) / _BYTES_PER_SECOND
     prebin = choose_prebin(options, tomogram, task)
     if prebin > 1:
-        start += _SECONDS_PREBIN_PIXEL * _used_pixels(tomogram, task)
+        start += _prebin_seconds(options, tomogram, task)
     frame = _window_seconds(options.window // prebin)
     n_volumes = int(not options.stack2d) + int(options.average)
     frame += n_volumes * _SECONDS_SLICE_192 * (options.box / 192) ** 2
@@ -100,8 +101,21 @@ def choose_prebin(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
     if not options.prebin or factor == 1:
         return 1
     saved = _window_seconds(options.window) - _window_seconds(options.window // factor)
-    cost = _SECONDS_PREBIN_PIXEL * _used_pixels(tomogram, task)
+    cost = _prebin_seconds(options, tomogram, task)
     return factor if saved * float(task.visible.sum()) > cost else 1
+
+
+def _prebin_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> float:
+    nx, ny = _prebinned_size(options, tomogram)
+    n_frames = int(task.visible.any(axis=0).sum())
+    return _SECONDS_PREBIN_PIXEL * options.prebin_factor**2 * nx * ny * n_frames
+
+
+def _prebinned_size(options: JobOptions, tomogram: Tomogram) -> tuple[int, int]:
+    """Return the (width, height) of prebinned images with their margins."""
+    factor, reach = options.prebin_factor, options.window_reach
+    nx, ny = (prebinned_axis(size, factor, reach)[0] for size in tomogram.image_size_xy)
+    return nx, ny
 
 
 def _window_seconds(window: int) -> float:
@@ -171,7 +185,7 @@ def _image_memory(options: JobOptions, tomogram: Tomogram, threads: int) -> floa
         images += 4.0 * width * height * tomogram.n_frames
     if options.prebin and options.prebin_factor > 1:
         factor = options.prebin_factor
-        nx, ny = (prebinned_axis(size, factor)[0] for size in (width, height))
+        nx, ny = _prebinned_size(options, tomogram)
         images += 4.0 * nx * ny * tomogram.n_frames
         columns = 8.0 * (nx // 2 + 1) * ny
         scratch = threads * (2 * factor * columns + 3 * columns + 8.0 * nx * ny)

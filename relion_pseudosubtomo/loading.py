@@ -116,7 +116,9 @@ def prepare_images(
     )
     ready = TiltImages.from_arrays(images)
     if prebin > 1:
-        ready = prebin_images(ready, tomogram.image_size_xy, used, prebin, threads)
+        ready = prebin_images(
+            ready, tomogram.image_size_xy, used, prebin, options.window_reach, threads
+        )
         if ready.prebin == 1:
             logger.warning(
                 "%s: pixels are NaN or infinite, so --prebin is not used for it", tomogram.name

@@ -102,6 +102,14 @@ class JobOptions:
         return abs(self.window - self.binning * self.box) >= _WHOLE_NUMBER
 
     @property
+    def window_reach(self) -> float:
+        """Unbinned pixels by which the window of a visible particle may reach past an image edge.
+
+        The cropped box lies within the image (spec 2.3).
+        """
+        return (self.window - self.binning * self.crop) / 2
+
+    @property
     def prebin_factor(self) -> int:
         """Integer q by which `--prebin` can make tilt images smaller first; 1 where it cannot.
 

@@ -22,8 +22,6 @@ from test_run import (
     written,
 )
 
-from relion_pseudosubtomo.core.prebin import MARGIN, ImageBinner, prebinned_axis
-
 BIN_4 = ["--b", "32", "--crop", "24", "--bin", "4"]
 #: With so many particles in a tomogram prebinning pays for windows of 128 pixels.
 MANY = 60
@@ -145,26 +143,3 @@ def test_private_memory_stays_below_what_the_plan_says(project: ProjectCopy) -> 
     (stated,) = re.findall(r"Private memory: about (\S+) GB", done.stdout)
     (measured,) = read_summary(Path("out"))["private_memory"].values()
     assert 0.5 * float(stated) < measured / 1e9 < float(stated)
-
-
-@pytest.mark.parametrize("factor", [2, 3, 4])
-def test_a_binned_image_has_the_waves_of_the_image(factor: int) -> None:
-    """Pixel i of the small image is the value at pixel q i - margin of the image."""
-    width, height = 331, 290
-    y, x = np.mgrid[:height, :width].astype(np.float64)
-
-    def wave(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        # constant at the edges, where the image is continued by its last pixel
-        bump = np.exp(-((x - 160.0) ** 2 + (y - 140.0) ** 2) / (2 * 30.0**2))
-        return 5 + bump * np.cos(2 * np.pi * (0.07 * x + 0.05 * y))
-
-    image = wave(x, y).astype(np.float32)
-    small = ImageBinner((width, height), factor).bin(image.view(np.uint8), 2)
-    assert small is not None
-    (nx, before_x), (ny, before_y) = (prebinned_axis(size, factor) for size in (width, height))
-    assert small.shape == (ny, nx)
-    assert min(before_x, before_y) >= factor * (MARGIN - 1)
-    assert before_x % factor == before_y % factor == 0
-    rows, columns = np.mgrid[:ny, :nx].astype(np.float64)
-    expected = wave(factor * columns - before_x, factor * rows - before_y)
-    np.testing.assert_allclose(small, expected, rtol=0, atol=1e-4)

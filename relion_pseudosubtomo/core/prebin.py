@@ -7,6 +7,7 @@ that only what leaks from beyond it into the window's edges is lost.
 
 from __future__ import annotations
 
+import math
 import queue
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,13 +18,16 @@ from relion_pseudosubtomo.core import fft, kernels
 from relion_pseudosubtomo.core.subtomogram import TiltImages
 from relion_pseudosubtomo.core.windows import WindowTransform
 
-#: Small pixels, of the nearest edge pixel, on each side: the transform takes the image as periodic,
-#: and what rings at its ends stays in there.
-MARGIN = 16
+#: Small pixels, of the nearest edge pixel, on each side beyond those that windows reach: the
+#: transform takes the image as periodic, and what rings at its ends stays in there.
+GUARD = 16
 
 
-def prebinned_axis(size: int, factor: int) -> tuple[int, int]:
+def prebinned_axis(size: int, factor: int, reach: float) -> tuple[int, int]:
     """Return the length of an axis after Fourier cropping, and the pixels put before the image.
+
+    Windows are cut from the edge pixels repeated before the crop, as in exact extraction; those
+    repeated after it would be an edge pixel that its neighbours were mixed into.
 
     Parameters
     ----------
@@ -31,6 +35,8 @@ def prebinned_axis(size: int, factor: int) -> tuple[int, int]:
         Pixels of the image along the axis.
     factor : int
         q.
+    reach : float
+        Pixels by which windows may reach past an edge of the image.
 
     Returns
     -------
@@ -38,7 +44,11 @@ def prebinned_axis(size: int, factor: int) -> tuple[int, int]:
         (length in small pixels, margin before the image in pixels of the image); the margin is a
         multiple of q, so that small pixel i lies at pixel q i - margin.
     """
-    length = fft.fast_even_length(-(-size // factor) + 2 * MARGIN)
+    # a window's corner is rounded to small pixels, so it may lie half a one further out
+    margin = math.ceil(reach / factor + 0.5) + GUARD
+    needed = -(-size // factor) + 2 * margin
+    # lengths with a higher power of two are faster by more than the few pixels that they add
+    length = 4 * fft.fast_even_length(-(-needed // 4))
     return length, factor * ((length - size // factor) // 2)
 
 
@@ -51,11 +61,13 @@ class ImageBinner:
         (width, height) of the images.
     factor : int
         q, at least 2.
+    reach : float
+        Pixels by which windows may reach past an edge of the image.
     """
 
-    def __init__(self, image_size_xy: tuple[int, int], factor: int) -> None:
+    def __init__(self, image_size_xy: tuple[int, int], factor: int, reach: float) -> None:
         (nx, self._before_x), (ny, self._before_y) = (
-            prebinned_axis(size, factor) for size in image_size_xy
+            prebinned_axis(size, factor, reach) for size in image_size_xy
         )
         half = nx // 2 + 1
         self._window = WindowTransform((factor * ny, factor * nx), nx)
@@ -102,6 +114,7 @@ def prebin_images(
     image_size_xy: tuple[int, int],
     used: NDArray[np.bool_],
     factor: int,
+    reach: float,
     threads: int,
 ) -> TiltImages:
     """Return the used tilt images Fourier-cropped by q; the images as they are where one is bad.
@@ -116,6 +129,8 @@ def prebin_images(
         Frames that are needed.
     factor : int
         q.
+    reach : float
+        Pixels by which windows may reach past an edge of the image.
     threads : int
         Threads that share the images.
 
@@ -126,7 +141,7 @@ def prebin_images(
     """
     idle: queue.SimpleQueue[ImageBinner] = queue.SimpleQueue()
     for _ in range(threads):
-        idle.put(ImageBinner(image_size_xy, factor))
+        idle.put(ImageBinner(image_size_xy, factor, reach))
 
     def bin_frame(f: int) -> NDArray[np.float32] | None:
         if not used[f]:
@@ -142,5 +157,5 @@ def prebin_images(
     whole = [image for image in binned if image is not None]
     if len(whole) < len(binned):
         return images
-    margin_x, margin_y = (prebinned_axis(size, factor)[1] for size in image_size_xy)
+    margin_x, margin_y = (prebinned_axis(size, factor, reach)[1] for size in image_size_xy)
     return TiltImages.from_arrays(whole, factor, (margin_x, margin_y))
