@@ -383,8 +383,7 @@ class ParticleExtractor:
         window, binning = settings.cut_window, settings.cut_binning
         corners = window_corners(points, window)
         cycles = shift_cycles(points, window, s, binning, exact_scale=settings.exact_scale) - 0.5
-        ramp_x = _ramps(cycles[:, 0], np.arange(s // 2 + 1.0))
-        ramp_y = _ramps(cycles[:, 1], np.fft.fftfreq(s, 1 / s), scale)
+        ramp_x, ramp_y = _ramps(cycles, s, scale)
         ctf = tables.ctf_phase[all_frames]
         ctf[:, [1, 3]] += tables.defocus_to_turns * view.extra_defocus[all_frames, None]
         sign = -1.0 if settings.invert_contrast else 1.0
@@ -462,6 +461,11 @@ def _make_window_transform(settings: ExtractionSettings) -> WindowTransform | Sc
     return WindowTransform((window, window), box, circle_precrop=precrop, n_frames=n_frames)
 
 
-def _ramps(cycles: Floats, k: Floats, factor: float = 1.0) -> NDArray[np.complex64]:
-    """Return factor exp(2 pi i cycles k), shape (n_frames, n_k)."""
-    return (factor * np.exp(2j * np.pi * cycles[:, None] * k)).astype(np.complex64)
+def _ramps(
+    cycles: Floats, box: int, factor: float
+) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
+    """Return exp(2 pi i cycles k) along x, (n_frames, s/2 + 1), and factor times that along y."""
+    ramps = np.exp(2j * np.pi * cycles[:, :, None] * np.arange(box // 2 + 1.0))
+    x, y = ramps[:, 0], factor * ramps[:, 1]
+    whole_y = np.concatenate([y[:, :-1], y[:, :0:-1].conj()], axis=1)
+    return x.astype(np.complex64), whole_y.astype(np.complex64)
