@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo import __version__, labels
-from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io.atomic import atomic_path
 from relion_pseudosubtomo.io.containers import DATASETS, IN_FOURIER_SPACE, Slots
 from relion_pseudosubtomo.io.fingerprint import describe_options
@@ -40,8 +40,9 @@ PATH_COLUMNS = (labels.IMAGE_NAME, labels.CTF_IMAGE)
 #: Options that say where images are written, and nothing of them.
 _WHERE_TO = ("hdf5", "no_mrc")
 
-#: Any HDF5 library from 1.10 on reads these, and no times are kept.
-_LIBRARY = ("earliest", "v110")
+#: Any HDF5 library from 1.10 on reads these. It is the format in which the chunks of a dataset that
+#: is allocated early need no index: they lie in one run.
+_LIBRARY = ("v110", "v110")
 
 #: Datasets of at least this many bytes start at a multiple of it.
 _ALIGNMENT = 4096
@@ -128,12 +129,13 @@ def lay_out(path: Path, content: Content) -> Slots:
         places = {}
         for suffix in content.options.result_suffixes:
             name, unit = DATASETS[suffix], content.unit_shape(suffix)
-            values, offset = _reserve(file, name, (int(starts[-1]), *unit), dtype)
+            chunk = int(np.diff(starts).max())  # as many units as a particle has at most
+            values, offset = _reserve(file, name, (int(starts[-1]), *unit), dtype, chunk)
             in_fourier_space = suffix in IN_FOURIER_SPACE
             values.attrs["voxel_size"] = 1 / voxel_size if in_fourier_space else voxel_size
             values.attrs["suffix"] = suffix
             shape = (len(content.task), _N_STATISTICS)
-            _, statistics = _reserve(file, f"statistics/{name}", shape, np.dtype("<f4"))
+            _, statistics = _reserve(file, f"statistics/{name}", shape, np.dtype("<f4"), shape[0])
             places[suffix] = [offset, int(np.prod(unit)) * dtype.itemsize, statistics]
     return Slots(path.stat().st_size, content.fingerprint, starts.tolist(), places)
 
@@ -199,11 +201,15 @@ def _text(values: Sequence[str] | NDArray) -> NDArray:
 
 
 def _reserve(
-    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunk: int
 ) -> tuple[h5py.Dataset, int]:
-    """Make a dataset in one run of bytes that nothing is written to; return it and its place."""
+    """Make a dataset in one run of bytes that nothing is written to; return it and its place.
+
+    Its chunks, of so many rows, lie one behind another, so that a row's place follows from its
+    number as it would without chunks.
+    """
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_layout(h5py.h5d.CONTIGUOUS)
+    settings.set_chunk((chunk, *shape[1:]))
     settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     settings.set_obj_track_times(False)
@@ -211,7 +217,23 @@ def _reserve(
     group = file.require_group(parent) if parent else file
     space = h5py.h5s.create_simple(shape)
     made = h5py.h5d.create(group.id, last.encode(), h5py.h5t.py_create(dtype), space, settings)
-    return h5py.Dataset(made), int(made.get_offset())
+    return h5py.Dataset(made), _find_run(made, chunk)
+
+
+def _find_run(dataset: h5py.h5d.DatasetID, chunk: int) -> int:
+    """Return the place of a dataset's first chunk, behind which the others lie without a gap."""
+    shape = dataset.shape
+    last = (shape[0] - 1) // chunk
+    first_byte, last_byte = (
+        int(dataset.get_chunk_info_by_coord((row, *(0 for _ in shape[1:]))).byte_offset)
+        for row in (0, last * chunk)
+    )
+    if last_byte - first_byte != last * chunk * int(np.prod(shape[1:])) * dataset.dtype.itemsize:
+        raise OutputError(
+            f"HDF5 library {h5py.version.hdf5_version}: expected chunks that lie one behind "
+            "another, found others. Leave out --hdf5, or use another version of h5py"
+        )
+    return first_byte
 
 
 @dataclass(frozen=True)
@@ -336,7 +358,8 @@ def open_container(path: str | os.PathLike[str]) -> h5py.File:
     """
     try:
         # finished containers never change, and parallel file systems often know no locks
-        file = h5py.File(path, "r", locking=False)
+        # and what is read is of no use in a cache of chunks: it is read once
+        file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
         found = file.attrs.get("format"), file.attrs.get("layout_version")
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
