@@ -21,6 +21,9 @@ DIALECT_FOLDERS = {name: f"for_{name}" for name in DIALECTS}
 ALL_TILTS = f"{DIALECT_FOLDERS['tomodrgn']}/_alltilts.mrcs"
 WITHOUT_CTF = f"{DIALECT_FOLDERS['cryodrgn']}/_noctf.mrcs"
 
+#: Highest level of `--hdf5_compression`, that of gzip.
+_HIGHEST_COMPRESSION = 9
+
 #: Smallest box that has a shell besides the mean and the Nyquist frequency.
 _LEAST_AVERAGE = 4
 
@@ -72,6 +75,7 @@ class JobOptions:
     dialects: tuple[str, ...] = ()
     hdf5: bool = False
     no_mrc: bool = False
+    hdf5_compression: int = 0
     real_subtomo: bool = False
     report: bool = False
     positions2d: bool = False
@@ -245,6 +249,13 @@ def _check_numbers(options: JobOptions, findings: Findings) -> None:
     ):
         if count is not None and count < least:
             findings.error("bad-option", name, expected=f"{least} or more", found=count)
+    if not 0 <= options.hdf5_compression <= _HIGHEST_COMPRESSION:
+        findings.error(
+            "bad-option",
+            "--hdf5_compression",
+            expected=f"a level of 0 to {_HIGHEST_COMPRESSION}",
+            found=options.hdf5_compression,
+        )
     if options.threads is not None and options.threads < 1:
         findings.error("bad-option", "--j", expected="1 or more threads", found=options.threads)
 
@@ -295,6 +306,11 @@ def _check_combinations(options: JobOptions, findings: Findings) -> None:
         findings.error("option-combination", "--no_mrc together with --for: dialects are MRC files")
     if options.no_mrc and not options.hdf5:
         findings.error("option-combination", "--no_mrc without --hdf5: no image would be written")
+    if options.hdf5_compression and not options.hdf5:
+        findings.error(
+            "option-combination",
+            "--hdf5_compression without --hdf5: MRC files are not compressed",
+        )
 
 
 def _check_dialects(options: JobOptions, findings: Findings) -> None:

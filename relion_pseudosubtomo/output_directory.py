@@ -125,6 +125,8 @@ class OutputDirectory:
             else:
                 completed.add(task.number, record.first, record.stop)
                 kept.append(record)
+        if self._options.hdf5_compression:
+            kept = self._leave_out_packed(by_name, completed, kept)
         if n_stale:
             logger.warning(
                 "%d completion records do not fit the files or the input any more: their "
@@ -132,6 +134,24 @@ class OutputDirectory:
                 n_stale,
             )
         return completed, kept
+
+    def _leave_out_packed(
+        self, by_name: dict[str, Task], completed: Completed, kept: list[Record]
+    ) -> list[Record]:
+        """Return the records without those of tomograms that are done again as a whole.
+
+        Particles are missing there, and nothing can be written to a container once it is
+        compressed.
+        """
+        again = {
+            name
+            for name, task in by_name.items()
+            if completed.missing(task) and not self.containers.can_continue(name)
+        }
+        for name in again:
+            completed.ranges.pop(by_name[name].number)
+        self._obsolete += [record for record in kept if record.tomogram in again]
+        return [record for record in kept if record.tomogram not in again]
 
     def begin(self) -> None:
         """Remove what is obsolete; note first what the new results are made with."""
@@ -163,9 +183,23 @@ class OutputDirectory:
             shutil.rmtree(self._path / REPORT_FOLDER, ignore_errors=True)
 
     def settle_containers(
-        self, tomogram_set: TomogramSet, tasks: tuple[Task, ...], completed: Completed
+        self,
+        tomogram_set: TomogramSet,
+        tasks: tuple[Task, ...],
+        completed: Completed,
+        threads: int,
     ) -> None:
-        """Bring each container where its completion records say that it belongs."""
+        """Bring each container where its completion records say that it belongs.
+
+        Parameters
+        ----------
+        tomogram_set : TomogramSet
+        tasks : tuple of Task
+            Whole tasks.
+        completed : Completed
+        threads : int
+            That compress containers, where they are to be compressed.
+        """
         for task in tasks:
             name, missing = tomogram_set.tomograms[task.tomogram].name, completed.missing(task)
             if missing == ((0, len(task)),):
@@ -173,7 +207,7 @@ class OutputDirectory:
             elif missing:
                 self.containers.reopen(name)
             else:
-                self.containers.finish(name)
+                self.containers.finish(name, threads)
 
     def _trusted(self, record: Record, task: Task, fingerprint: str) -> bool:
         return (

@@ -210,7 +210,7 @@ class Extraction:
         self.directory.check_space(self._bytes_to_write())
         self.directory.begin()
         if self.options.hdf5:
-            self.directory.settle_containers(self.job.tomogram_set, self.plan.tasks, self.completed)
+            self.settle_containers(self.plan, start.threads)
         memory = _memory_text(self.options, self.job, self._tomograms(), start.threads)
         logger.info("Private memory: about %s", memory)
         began = time.perf_counter()
@@ -294,6 +294,7 @@ class Extraction:
             np.any(whole.visible, axis=0),
             fingerprint,
             choose_prebin(self.options, self.job.tomogram_set.tomograms[whole.tomogram], whole),
+            len(whole),
             self._rows_for_container(piece),
         )
 
@@ -338,10 +339,12 @@ class Extraction:
                 logger.debug("%s", outcome.details)
         elif outcome.n_done:
             self.completed.add(piece.task, piece.start, piece.start + outcome.n_done)
-            if self.options.hdf5 and not self.completed.missing(self.plan.tasks[piece.task]):
-                self.directory.containers.finish(name)
             self.summary.add(name, rank, outcome.result)
             _log_result(name, rank, len(self.plan.tasks[piece.task]), outcome.result)
+
+    def settle_containers(self, plan: Plan, threads: int) -> None:
+        """Bring the containers of a plan's tasks where what is done says that they belong."""
+        self.directory.settle_containers(self.job.tomogram_set, plan.tasks, self.completed, threads)
 
     def missing_tasks(self) -> set[int]:
         """Return the tasks of which particles are missing."""
@@ -395,6 +398,8 @@ def _merge(options: JobOptions, start: Start, run: Extraction, plan: Plan) -> No
     if run.summary.lost_ranks:
         run.directory.remove_temporary_files()
     records: list[Record] = []
+    if options.hdf5:  # the ranks finish them, unless they do not see each other's records at once
+        run.settle_containers(plan, start.threads)
     if writes_records(options):
         records = run.directory.join_records(run.job.tomogram_set, plan.tasks)
         if options.makes_sums:

@@ -50,6 +50,8 @@ class TaskWork:
             total.add(result)
             if control.stopped():
                 break
+        if self._job.options.hdf5:
+            self._finish_container(given, control)
         return total.n_particles, total
 
     def _begin_container(self, given: TaskInput) -> None:
@@ -62,6 +64,15 @@ class TaskWork:
         ContainerStore(options.output).create(
             tomogram.name, lambda path: hdf5.lay_out(path, content)
         )
+
+    def _finish_container(self, given: TaskInput, control: Control) -> None:
+        """Let the container of a tomogram appear that is done with this piece."""
+        assert self._records is not None  # of all that is written there are records
+        name = self._job.tomogram_set.tomograms[given.task.tomogram].name
+        n_done = sum(len(record.stems) for record in self._records.read_tomogram(name))
+        if n_done == given.n_whole:
+            store = ContainerStore(self._job.options.output)
+            store.finish(name, self._threads, control.stopped)
 
     def _record(self, given: TaskInput, result: TaskResult) -> None:
         if self._records is None:

@@ -91,6 +91,8 @@ class TaskInput:
         Of the tomogram's whole task, for the completion records.
     prebin : int
         Factor by which the tomogram's tilt images are made smaller first; 1 leaves them.
+    n_whole : int
+        Particles of the tomogram's whole task.
     columns : Columns
         Rows of particles.star for the container; empty unless one is to be begun.
     """
@@ -101,6 +103,7 @@ class TaskInput:
     used: NDArray[np.bool_]
     fingerprint: str
     prebin: int
+    n_whole: int
     columns: Columns = field(default_factory=dict)
 
     def part(self, start: int, stop: int) -> TaskInput:
@@ -113,6 +116,7 @@ class TaskInput:
             self.used,
             self.fingerprint,
             self.prebin,
+            self.n_whole,
         )
 
 

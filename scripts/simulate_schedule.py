@@ -303,7 +303,7 @@ def make_description(n_particles: int, n_frames: int = N_FRAMES) -> TaskInput:
     stems = tuple(f"Subtomograms/TS_01/{row + 1}" for row in rows)
     task = Task(0, 0, 0, rows, stems, np.ones((n_particles, n_frames), dtype=bool))
     used = task.visible.any(axis=0)
-    return TaskInput(task, particle_set.take_numbers(rows), None, used, "0" * 64, 1)
+    return TaskInput(task, particle_set.take_numbers(rows), None, used, "0" * 64, 1, len(task))
 
 
 def make_table(cases: Iterable[Case]) -> Iterator[str]:

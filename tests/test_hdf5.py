@@ -33,6 +33,7 @@ from relion_pseudosubtomo.preflight import read_and_check
 WORDS = ["--p", "particles.star", "--t", "tomograms.star", "--b", "48", "--crop", "24"]
 WORDS += ["--bin", "2", "--j", "2", "--log_level", "warning", "--o", "out/"]
 PACKED = ["--hdf5", "--no_mrc"]
+COMPRESSED = [*PACKED, "--hdf5_compression", "1"]
 CONTAINERS = ("out/Subtomograms/TS_01.h5", "out/Subtomograms/TS_03.h5")
 DOCS = Path(__file__).parent.parent / "docs" / "hdf5.md"
 
@@ -96,6 +97,50 @@ def test_direct_run_is_container_and_unpack(
     assert results() == direct
     assert contents("out", ".h5") == containers
     assert main(["verify", "out/"]) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compressed_containers_hold_the_same(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They unpack to the same bytes, also beside MRC files; any HDF5 library reads their values."""
+    name, words = KINDS[kind]
+    start_in(tmp_path, name, monkeypatch)
+    assert main([*WORDS, *words, *PACKED]) == 0
+    shutil.copytree("out", "plain")
+    assert main(["unpack", "out/"]) == 0
+    direct = results()
+    assert main([*WORDS, *words, *COMPRESSED, "--overwrite"]) == 0
+    containers = contents("out", ".h5")
+    for path in containers:
+        assert read_all(f"out/{path}") == read_all(f"plain/{path}")
+    with h5py.File(CONTAINERS[0]) as file:
+        assert file["images"].chunks == (1, *file["images"].shape[1:])
+        assert (file["images"].shuffle, file["images"].compression) == (True, "gzip")
+    assert not list(Path("out").rglob("*.part"))
+    assert main(["unpack", "out/"]) == 0
+    assert results() == direct
+    assert main(["verify", "--deep", "out/"]) == 0
+    assert main([*WORDS, *words, *COMPRESSED[:1], *COMPRESSED[2:], "--overwrite"]) == 0
+    assert results() == direct
+    assert contents("out", ".h5") == containers
+
+
+def read_all(path: str) -> dict[str, object]:
+    """Return the values of all datasets and attributes of a file."""
+    found: dict[str, object] = {}
+
+    def note(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        found.update(
+            {f"{name}@{key}": np.array(value).tolist() for key, value in item.attrs.items()}
+        )
+        if isinstance(item, h5py.Dataset):
+            found[name] = item.dtype.str, item.shape, item[...].tobytes()
+
+    with h5py.File(path) as file:
+        note("", file)
+        file.visititems(note)
+    return found
 
 
 def test_joined_file_is_particles_star(case: ProjectCopy) -> None:

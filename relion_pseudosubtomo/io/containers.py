@@ -3,17 +3,20 @@
 The library lays a container out at its full size (`io.hdf5`); the particles are then written
 straight to their places in it, by any thread and without the library's lock. Until its tomogram is
 done the file lies among the completion records and lacks the signature of HDF5, so that no program
-opens it: a container is complete or absent.
+opens it: a container is complete or absent. One that is to be compressed is filled in the same way;
+once it is full a compressed copy appears in its stead.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo.errors import OutputError
 from relion_pseudosubtomo.io.atomic import atomic_path, write_text
+from relion_pseudosubtomo.io.compression import CompressionStopped, Compressor
 from relion_pseudosubtomo.io.mrc import StoredValues
 from relion_pseudosubtomo.io.records import FOLDER
 
@@ -58,12 +62,18 @@ class Slots:
         Units before each particle: images of stacks, else volumes.
     places : dict of str to list of int
         Suffix -> byte of the first value, bytes of a unit, byte of the first statistics.
+    level : int
+        With which the container is compressed once it is full; 0 leaves it as it is.
+    packed_size : int
+        Bytes of the compressed file; 0 before there is one.
     """
 
     size: int
     fingerprint: str
     starts: list[int]
     places: dict[str, list[int]]
+    level: int = 0
+    packed_size: int = 0
 
 
 class ContainerStore:
@@ -100,7 +110,7 @@ class ContainerStore:
         with atomic_path(unfinished) as temporary:
             slots = lay_out(temporary)
             _put_signature(temporary, bytes(len(_SIGNATURE)))
-            write_text(self._own(tomogram, _SLOTS), json.dumps(asdict(slots)) + "\n")
+            self._write_slots(tomogram, slots)
 
     def open(self, tomogram: str) -> ContainerWriter:
         """Open a container that has been begun.
@@ -115,23 +125,61 @@ class ContainerStore:
             raise OutputError(f"{self.path(tomogram)} has not been begun, or was removed meanwhile")
         return ContainerWriter(self._own(tomogram, _UNFINISHED), self.path(tomogram), slots)
 
-    def finish(self, tomogram: str) -> None:
-        """Let a container appear whose particles are all written; nothing where it is there."""
+    def finish(
+        self, tomogram: str, threads: int = 1, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Let a container appear whose particles are all written; nothing where it is there.
+
+        Parameters
+        ----------
+        tomogram : str
+        threads : int
+            That compress it, where it is to be compressed.
+        stopped : callable
+            True once there is no time left for that: the container is then finished another time.
+        """
         unfinished, final = self._own(tomogram, _UNFINISHED), self.path(tomogram)
-        if not unfinished.exists():
+        slots = self._read_slots(tomogram)
+        if slots is None or not unfinished.exists():
             return
         status = unfinished.stat()
-        _put_signature(unfinished, _SIGNATURE)
         # older than the completion records, as its values are
-        os.utime(unfinished, ns=(status.st_atime_ns, status.st_mtime_ns))
+        times = status.st_atime_ns, status.st_mtime_ns
         final.parent.mkdir(parents=True, exist_ok=True)
+        if slots.level:
+            with contextlib.suppress(CompressionStopped):
+                self._compress(tomogram, slots, Compressor(slots.level, threads, stopped), times)
+            return
+        _put_signature(unfinished, _SIGNATURE)
+        os.utime(unfinished, ns=times)
         os.replace(unfinished, final)
+
+    def _compress(
+        self, tomogram: str, slots: Slots, compressor: Compressor, times: tuple[int, int]
+    ) -> None:
+        """Write the compressed container; what it is made of goes once it is there."""
+        from relion_pseudosubtomo.io import hdf5  # which imports this module
+
+        unfinished = self._own(tomogram, _UNFINISHED)
+        with atomic_path(self.path(tomogram)) as temporary:
+            with UnfinishedFile(unfinished) as source:
+                hdf5.compress(source, temporary, slots, compressor)
+            os.utime(temporary, ns=times)
+            self._write_slots(tomogram, replace(slots, packed_size=temporary.stat().st_size))
+        unfinished.unlink()
+
+    def can_continue(self, tomogram: str) -> bool:
+        """Return whether particles can still be written to a container that has been begun."""
+        slots = self._read_slots(tomogram)
+        is_packed = slots is not None and slots.level > 0
+        return not is_packed or self._own(tomogram, _UNFINISHED).exists()
 
     def reopen(self, tomogram: str) -> None:
         """Take a finished container back, some of whose particles are done again."""
         unfinished, final = self._own(tomogram, _UNFINISHED), self.path(tomogram)
-        if final.exists():
+        if not unfinished.exists():
             os.replace(final, unfinished)
+        final.unlink(missing_ok=True)
         _put_signature(unfinished, bytes(len(_SIGNATURE)))
 
     def remove(self, tomogram: str) -> None:
@@ -161,9 +209,13 @@ class ContainerStore:
             if unfinished.exists():
                 return unfinished.stat().st_size == slots.size
             status, newest = final.stat(), max(record.stat().st_mtime_ns for record in records)
-            return status.st_size == slots.size and status.st_mtime_ns <= newest
+            size = slots.packed_size if slots.level else slots.size
+            return status.st_size == size and status.st_mtime_ns <= newest
         except (OSError, ValueError):
             return False
+
+    def _write_slots(self, tomogram: str, slots: Slots) -> None:
+        write_text(self._own(tomogram, _SLOTS), json.dumps(asdict(slots)) + "\n")
 
     def _read_slots(self, tomogram: str) -> Slots | None:
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -232,6 +284,18 @@ class ContainerWriter:
     def __exit__(self, *exception: object) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+
+class UnfinishedFile(io.FileIO):
+    """A container without its signature, read as if it had it: the file itself is not changed."""
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read from the present place on."""
+        place, view = self.tell(), memoryview(buffer).cast("B")
+        n_read = super().readinto(view)
+        missing = _SIGNATURE[place : place + (n_read or 0)]
+        view[: len(missing)] = missing
+        return n_read
 
 
 def container_name(tomogram: str) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import __version__, labels
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io.atomic import atomic_path
-from relion_pseudosubtomo.io.containers import DATASETS, IN_FOURIER_SPACE, Slots
+from relion_pseudosubtomo.io.compression import ChunkRun, Compressor
+from relion_pseudosubtomo.io.containers import DATASETS, IN_FOURIER_SPACE, Slots, UnfinishedFile
 from relion_pseudosubtomo.io.fingerprint import describe_options
 from relion_pseudosubtomo.io.mrc import StoredValues
 from relion_pseudosubtomo.model import Task, Tomogram
@@ -38,7 +40,7 @@ LAYOUT_VERSION = 1
 PATH_COLUMNS = (labels.IMAGE_NAME, labels.CTF_IMAGE)
 
 #: Options that say where images are written, and nothing of them.
-_WHERE_TO = ("hdf5", "no_mrc")
+_WHERE_TO = ("hdf5", "no_mrc", "hdf5_compression")
 
 #: Any HDF5 library from 1.10 on reads these. It is the format in which the chunks of a dataset that
 #: is allocated early need no index: they lie in one run.
@@ -137,17 +139,18 @@ def lay_out(path: Path, content: Content) -> Slots:
             shape = (len(content.task), _N_STATISTICS)
             _, statistics = _reserve(file, f"statistics/{name}", shape, np.dtype("<f4"), shape[0])
             places[suffix] = [offset, int(np.prod(unit)) * dtype.itemsize, statistics]
-    return Slots(path.stat().st_size, content.fingerprint, starts.tolist(), places)
+    level = content.options.hdf5_compression
+    return Slots(path.stat().st_size, content.fingerprint, starts.tolist(), places, level)
 
 
-def _create(path: Path) -> h5py.File:
+def _create(path: Path, alignment: int = _ALIGNMENT) -> h5py.File:
     return h5py.File(
         path,
         "w",
         libver=_LIBRARY,
         locking=False,
-        alignment_threshold=_ALIGNMENT,
-        alignment_interval=_ALIGNMENT,
+        alignment_threshold=alignment,
+        alignment_interval=alignment,
     )
 
 
@@ -234,6 +237,51 @@ def _find_run(dataset: h5py.h5d.DatasetID, chunk: int) -> int:
             "another, found others. Leave out --hdf5, or use another version of h5py"
         )
     return first_byte
+
+
+def compress(source: UnfinishedFile, target: Path, slots: Slots, compressor: Compressor) -> None:
+    """Write a compressed copy of a container all of whose values are there.
+
+    The same bytes for any number of threads: chunks are written in order.
+
+    Parameters
+    ----------
+    source : UnfinishedFile
+    target : Path
+    slots : Slots
+        Of the source.
+    compressor : Compressor
+
+    Raises
+    ------
+    CompressionStopped
+    """
+    # without gaps between chunks: a compressed one is read as a whole wherever it lies
+    with h5py.File(source, "r") as raw, _create(target, alignment=1) as packed:
+        packed.attrs.update(raw.attrs)
+        for name, item in raw.items():
+            if "suffix" not in item.attrs:
+                raw.copy(item, packed, name)
+        for suffix, (place, n_bytes, _) in slots.places.items():
+            made = _add_compressed(packed, raw[DATASETS[suffix]], compressor.level)
+            run = ChunkRun(place, n_bytes, made.dtype.itemsize, slots.starts)
+            chunks = chain.from_iterable(compressor.compress_particles(source.fileno(), run))
+            for row, chunk in enumerate(chunks):
+                made.write_direct_chunk((row, *(0 for _ in made.shape[1:])), chunk)
+
+
+def _add_compressed(file: h5py.File, like: h5py.Dataset, level: int) -> h5py.h5d.DatasetID:
+    """Add an empty dataset with a chunk for each image or volume, so that none is read in part."""
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_chunk((1, *like.shape[1:]))
+    settings.set_shuffle()
+    settings.set_deflate(level)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    settings.set_obj_track_times(False)
+    name, space = like.name.strip("/").encode(), h5py.h5s.create_simple(like.shape)
+    made = h5py.h5d.create(file.id, name, like.id.get_type(), space, settings)
+    h5py.Dataset(made).attrs.update(like.attrs)
+    return made
 
 
 @dataclass(frozen=True)
