@@ -58,14 +58,33 @@ def _value_bytes(
 def task_bytes(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
     """Return the exact number of bytes that a task writes as images, to MRC files and containers.
 
-    What a container holds besides, text and tables, is left out.
+    What a container holds besides, text and tables, is left out. Compressed it is smaller.
     """
-    counts = [int(n) for n in task.visible.sum(axis=1)]
-    n_bytes = sum(sum(particle_bytes(options, tomogram, n)) for n in counts)
-    if options.hdf5:
-        kept = options.result_suffixes
-        n_bytes += sum(sum(_value_bytes(options, tomogram, n, kept)) for n in counts)
-    return n_bytes
+    n_visible = task.visible.sum(axis=1)
+    n_bytes = sum(sum(particle_bytes(options, tomogram, int(n))) for n in n_visible)
+    return n_bytes + container_bytes(options, tomogram, task)
+
+
+def container_bytes(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
+    """Return the bytes of a task's values in a container that is not compressed."""
+    kept = options.result_suffixes if options.hdf5 else ()
+    n_visible = task.visible.sum(axis=1)
+    return sum(sum(_value_bytes(options, tomogram, int(n), kept)) for n in n_visible)
+
+
+def passing_bytes(options: JobOptions, n_bytes: Sequence[int], ranks: int) -> int:
+    """Return the bytes that a run needs beside its results, at most.
+
+    Each rank fills a container that is compressed only once it is full.
+
+    Parameters
+    ----------
+    options : JobOptions
+    n_bytes : sequence of int
+        What the containers of the tomograms hold.
+    ranks : int
+    """
+    return sum(sorted(n_bytes)[-ranks:]) if options.hdf5_compression else 0
 
 
 def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[float, float]:

@@ -17,6 +17,8 @@ from relion_pseudosubtomo.core import kernels
 from relion_pseudosubtomo.errors import PseudoSubtomoError
 from relion_pseudosubtomo.estimate import (
     choose_prebin,
+    container_bytes,
+    passing_bytes,
     rank_memory,
     table_memory,
     task_bytes,
@@ -136,6 +138,8 @@ def _print_plan(options: JobOptions, job: JobInput, plan: Plan, ranks: int, thre
     n_bytes = [task_bytes(options, tomogram, task) for tomogram, task in pairs]
     for line in plan_lines(plan, [t.name for t in tomograms], n_bytes, work, ranks):
         logger.info("%s", line)
+    if options.hdf5_compression:
+        logger.info("The containers will be smaller: these are bytes before compression")
     n_files = len(plan.kept_rows) * len(options.image_suffixes)
     n_files += len(plan.tasks) if options.hdf5 else 0
     memory = _memory_text(options, job, tomograms, threads)
@@ -207,7 +211,7 @@ class Extraction:
         self.summary.n_done_before = sum(len(record.stems) for record in records)
         self._tell_prebin()
         costs = self._costs(start.threads)
-        self.directory.check_space(self._bytes_to_write())
+        self.directory.check_space(self._bytes_to_write(pool.size))
         self.directory.begin()
         if self.options.hdf5:
             self.settle_containers(self.plan, start.threads)
@@ -274,13 +278,19 @@ class Extraction:
             costs.append(TaskCost(begin, each / threads, self.completed.missing(task)))
         return costs
 
-    def _bytes_to_write(self) -> int:
-        tomograms = self.job.tomogram_set.tomograms
-        return sum(
-            task_bytes(self.options, tomograms[task.tomogram], task.part(first, stop))
-            for task in self.plan.tasks
+    def _bytes_to_write(self, ranks: int) -> int:
+        pairs = list(zip(self._tomograms(), self.plan.tasks, strict=True))
+        n_bytes = sum(
+            task_bytes(self.options, tomogram, task.part(first, stop))
+            for tomogram, task in pairs
             for first, stop in self.completed.missing(task)
         )
+        unfinished = [
+            container_bytes(self.options, tomogram, task)
+            for tomogram, task in pairs
+            if self.completed.missing(task)
+        ]
+        return n_bytes + passing_bytes(self.options, unfinished, ranks)
 
     def _describe(self, piece: Piece, fingerprint: str) -> TaskInput:
         """Return what a rank needs to do a piece."""

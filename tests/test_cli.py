@@ -31,6 +31,7 @@ RELION_OPTIONS = """
 OWN_OPTIONS = (
     "--overwrite --dry_run --allow_failures --no_split --ignore_disk_space --log_level"
     " --exact_centre --rename_duplicates --report --positions2d --hdf5 --no_mrc"
+    " --hdf5_compression"
 )
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import h5py
@@ -22,9 +23,10 @@ from project_copy import ProjectCopy
 
 from relion_pseudosubtomo import estimate, labels, task_work
 from relion_pseudosubtomo.cli import main
-from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io import hdf5
+from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.particles import read_particle_table
 from relion_pseudosubtomo.io.star import read_star, write_star
 from relion_pseudosubtomo.options import JobOptions, check_options
@@ -34,6 +36,7 @@ WORDS = ["--p", "particles.star", "--t", "tomograms.star", "--b", "48", "--crop"
 WORDS += ["--bin", "2", "--j", "2", "--log_level", "warning", "--o", "out/"]
 PACKED = ["--hdf5", "--no_mrc"]
 COMPRESSED = [*PACKED, "--hdf5_compression", "1"]
+WAYS = [pytest.param(PACKED, id="plain"), pytest.param(COMPRESSED, id="compressed")]
 CONTAINERS = ("out/Subtomograms/TS_01.h5", "out/Subtomograms/TS_03.h5")
 DOCS = Path(__file__).parent.parent / "docs" / "hdf5.md"
 
@@ -118,6 +121,7 @@ def test_compressed_containers_hold_the_same(
         assert file["images"].chunks == (1, *file["images"].shape[1:])
         assert (file["images"].shuffle, file["images"].compression) == (True, "gzip")
     assert not list(Path("out").rglob("*.part"))
+    assert main(["verify", "--deep", "out/"]) == 0
     assert main(["unpack", "out/"]) == 0
     assert results() == direct
     assert main(["verify", "--deep", "out/"]) == 0
@@ -253,20 +257,22 @@ def test_every_dataset_and_attribute_is_documented(
     assert f"layout version {hdf5.LAYOUT_VERSION}" in DOCS.read_text()
 
 
-def test_same_bytes_for_any_number_of_threads(case: ProjectCopy) -> None:
+@pytest.mark.parametrize("packed", WAYS)
+def test_same_bytes_for_any_number_of_threads(case: ProjectCopy, packed: list[str]) -> None:
     """Also a while later: nothing in a container tells when it was made."""
-    assert main([*WORDS, *PACKED]) == 0
+    assert main([*WORDS, *packed]) == 0
     before = contents("out", ".h5")
     time.sleep(1.1)
     words = [word if word != "2" or WORDS[i - 1] != "--j" else "1" for i, word in enumerate(WORDS)]
-    assert main([*words, *PACKED, "--overwrite"]) == 0
+    assert main([*words, *packed, "--overwrite"]) == 0
     assert contents("out", ".h5") == before
 
 
+@pytest.mark.parametrize("packed", WAYS)
 @pytest.mark.parametrize("damage", ["delete", "truncate", "replace", "lose record", "lose slots"])
-def test_damaged_container_is_made_again(case: ProjectCopy, damage: str) -> None:
+def test_damaged_container_is_made_again(case: ProjectCopy, damage: str, packed: list[str]) -> None:
     """A container or record that does not fit is not taken for good, the other one is."""
-    assert main([*WORDS, *PACKED]) == 0
+    assert main([*WORDS, *packed]) == 0
     before = contents("out", ".h5")
     container, folder = Path(CONTAINERS[0]), Path("out/.completed/TS_01")
     time.sleep(0.01)
@@ -280,7 +286,7 @@ def test_damaged_container_is_made_again(case: ProjectCopy, damage: str) -> None
         next(folder.glob("*.json")).unlink()
     else:
         (folder / "container.slots").unlink()
-    assert main([*WORDS, *PACKED, "--only_do_unfinished"]) == 0
+    assert main([*WORDS, *packed, "--only_do_unfinished"]) == 0
     assert json.loads(Path("out/run_summary.json").read_text())["n_done_before"] == 2
     assert contents("out", ".h5") == before
 
@@ -304,9 +310,12 @@ def set_class(number: str) -> None:
     write_star("particles.star", star.tables.values())
 
 
-def test_interrupted_run_continues(case: ProjectCopy, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("packed", WAYS)
+def test_interrupted_run_continues(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, packed: list[str]
+) -> None:
     """After a chunk the container is absent, nothing opens, and what is done is not done again."""
-    assert main([*WORDS, *PACKED]) == 0
+    assert main([*WORDS, *packed]) == 0
     whole = contents("out", ".h5")
     shutil.rmtree("out")
     monkeypatch.setattr(task_work, "CHUNK_PER_THREAD", 1)
@@ -321,32 +330,144 @@ def test_interrupted_run_continues(case: ProjectCopy, monkeypatch: pytest.Monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", fill_up)
-        assert main([*words, *PACKED]) == 1
+        assert main([*words, *packed]) == 1
     assert not contents("out", ".h5")
     parts = list(Path("out").rglob("*.part"))
     assert len(parts) == 2
     assert not any(h5py.is_hdf5(part) for part in parts)
-    assert main([*words, *PACKED, "--only_do_unfinished"]) == 0
+    assert main([*words, *packed, "--only_do_unfinished"]) == 0
     assert json.loads(Path("out/run_summary.json").read_text())["n_done_before"] == 1
     assert contents("out", ".h5") == whole
 
 
-def test_finished_container_is_taken_back(case: ProjectCopy) -> None:
+@pytest.mark.parametrize("packed", WAYS)
+def test_finished_container_is_taken_back(case: ProjectCopy, packed: list[str]) -> None:
     """Where an MRC file beside it is lost, its record's particles are done again in both."""
-    assert main([*WORDS, "--hdf5"]) == 0
+    words = [*WORDS, *(word for word in packed if word != "--no_mrc")]
+    assert main(words) == 0
     before = contents("out", ".h5", ".mrc")
     Path("out/Subtomograms/TS_01/1_data.mrc").unlink()
-    assert main([*WORDS, "--hdf5", "--only_do_unfinished"]) == 0
+    assert main([*words, "--only_do_unfinished"]) == 0
     assert contents("out", ".h5", ".mrc") == before
 
 
+def test_compressed_container_of_which_a_record_is_lost(case: ProjectCopy) -> None:
+    """Nothing can be written to it any more: all its particles are done again."""
+    assert main([*WORDS, *COMPRESSED]) == 0
+    before = contents("out", ".h5")
+    record = Path("out/.completed/TS_01/0-2.json")
+    fields = json.loads(record.read_text())
+    record.unlink()
+    time.sleep(0.01)
+    fields.update(stop=1, stems=fields["stems"][:1])
+    record.with_name("0-1.json").write_text(json.dumps(fields))
+    assert main([*WORDS, *COMPRESSED, "--only_do_unfinished"]) == 0
+    assert json.loads(Path("out/run_summary.json").read_text())["n_done_before"] == 2
+    assert contents("out", ".h5") == before
+
+
+def test_compression_that_failed_is_done_at_the_next_start(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No space for the compressed copy: no particle is extracted again for that."""
+    assert main([*WORDS, *COMPRESSED]) == 0
+    before = contents("out", ".h5")
+
+    def fill_up(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zlib, "compress", fill_up)
+        assert main([*WORDS, *COMPRESSED, "--overwrite"]) == 1
+    assert "TS_01.h5 could not be written: No space left on device" in capsys.readouterr().err
+    assert not contents("out", ".h5")
+    assert not any(h5py.is_hdf5(part) for part in Path("out").rglob("*.part"))
+    assert main([*WORDS, *COMPRESSED, "--only_do_unfinished"]) == 0
+    assert json.loads(Path("out/run_summary.json").read_text())["n_done_before"] == 4
+    assert contents("out", ".h5") == before
+
+
+def test_compression_stops_when_the_job_does(case: ProjectCopy) -> None:
+    """What is unfinished stays as it was; another time it is finished."""
+    assert main([*WORDS, *COMPRESSED]) == 0
+    before = contents("out", ".h5")
+    place = Path(CONTAINERS[0])
+    assert main([*WORDS, *PACKED, "--o", "plain/"]) == 0
+    part = Path("out/.completed/TS_01/container.part")
+    shutil.move("plain/Subtomograms/TS_01.h5", part)
+    place.unlink()
+    store = ContainerStore("out")
+    store.finish("TS_01", 2, lambda: True)
+    assert part.exists()
+    assert not place.exists()
+    store.finish("TS_01", 2)
+    assert not part.exists()
+    assert contents("out", ".h5") == before
+
+
+def test_other_compression_is_another_job(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No directory gets containers of two kinds."""
+    assert main([*WORDS, *COMPRESSED]) == 0
+    assert main([*WORDS, *PACKED, "--only_do_unfinished"]) == 1
+    assert "--hdf5_compression is not that of the results in out/" in capsys.readouterr().err
+
+
+def test_format_that_lays_chunks_out_otherwise(tmp_path: Path) -> None:
+    """Places of particles would be wrong: it is refused."""
+    with (
+        h5py.File(tmp_path / "old.h5", "w", libver="earliest") as file,
+        pytest.raises(OutputError, match="expected chunks that lie one behind another"),
+    ):
+        hdf5._reserve(file, "images", (1000, 8, 8), np.dtype("<f4"), 1)
+
+
+@pytest.mark.parametrize("packed", WAYS)
+def test_values_of_containers_are_verified(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    packed: list[str],
+) -> None:
+    """NaN, weights below zero, empty images, as in MRC files; and what cannot be read."""
+    start_in(tmp_path, "basic_3d", monkeypatch)
+    assert main([*WORDS, *packed]) == 0
+    assert main(["verify", "--deep", "out/"]) == 0
+    with h5py.File(CONTAINERS[0], "r+") as file:
+        file["images"][0, 0, 0, 0] = np.nan
+        file["images"][1] = 0
+        file["weights"][1, 0, 0, 0, 0] = -1
+    assert main(["verify", "out/"]) == 0
+    capsys.readouterr()
+    assert main(["verify", "--deep", "out/"]) == 1
+    said = capsys.readouterr().out
+    for what in ("values that are NaN or infinite", "nothing in the image", "weights below zero"):
+        assert what in said
+    assert "3 errors" in said
+
+
+def test_damaged_chunk_is_found(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
+    """What no longer decompresses is named."""
+    assert main([*WORDS, *COMPRESSED]) == 0
+    with h5py.File(CONTAINERS[0]) as file:
+        chunk = file["images"].id.get_chunk_info(0)
+    with open(CONTAINERS[0], "r+b") as raw:
+        raw.seek(chunk.byte_offset + chunk.size // 2)
+        raw.write(bytes(64))
+    capsys.readouterr()
+    assert main(["verify", "--deep", "out/"]) == 1
+    assert f"{CONTAINERS[0]} cannot be read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("packed", WAYS)
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_run_leaves_whole_containers_or_none(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seed: int, packed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL at a random moment: what opens is complete, and the next start continues."""
     start_in(tmp_path, "basic_2d", monkeypatch)
-    words = [*WORDS, "--stack2d", *PACKED]
+    words = [*WORDS, "--stack2d", *packed]
     assert main(words) == 0
     whole = contents("out", ".h5")
     shutil.rmtree("out")
@@ -408,6 +529,8 @@ def test_what_is_wrong_is_said(case: ProjectCopy, capsys: pytest.CaptureFixture[
     ("changes", "message"),
     [
         ({"no_mrc": True}, "--no_mrc without --hdf5"),
+        ({"hdf5_compression": 1}, "--hdf5_compression without --hdf5"),
+        ({"hdf5": True, "hdf5_compression": 10}, "expected a level of 0 to 9, found 10"),
         ({"hdf5": True, "no_writing": True}, "--hdf5 together with --no_writing"),
         ({"hdf5": True, "no_mrc": True, "dialects": ("relion4",)}, "--no_mrc together with --for"),
     ],
@@ -429,3 +552,7 @@ def test_disk_space_counts_containers(case: ProjectCopy) -> None:
     assert both == files + alone
     assert alone == files - 2 * 2 * estimate.MRC_HEADER_BYTES
     assert not make_options(hdf5=True).may_split
+    compressed = make_options(hdf5=True, no_mrc=True, hdf5_compression=1)
+    assert estimate.task_bytes(compressed, tomogram, task) == alone
+    assert estimate.passing_bytes(compressed, [alone, 2 * alone], 3) == 3 * alone
+    assert estimate.passing_bytes(make_options(hdf5=True), [alone], 3) == 0

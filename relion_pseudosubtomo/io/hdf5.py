@@ -454,9 +454,14 @@ def read_values(file: h5py.File, suffix: str, row: int) -> NDArray[np.floating]:
     return volume.reshape(-1, *volume.shape[-2:])
 
 
+def list_suffixes(file: h5py.File) -> list[str]:
+    """Return the suffixes of the MRC files that a container stands for."""
+    return [item.attrs["suffix"] for item in file.values() if "suffix" in item.attrs]
+
+
 def iterate_files(file: h5py.File) -> Iterator[tuple[str, str, StoredValues, float]]:
     """Yield (stem, suffix, values, voxel size) of every MRC file that a container stands for."""
-    suffixes = [item.attrs["suffix"] for item in file.values() if "suffix" in item.attrs]
+    suffixes = list_suffixes(file)
     statistics = {suffix: file[f"statistics/{DATASETS[suffix]}"][:] for suffix in suffixes}
     for row, stem in enumerate(read_text(file["stems"])):
         for suffix in suffixes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +93,11 @@ def inspect_data(path: str) -> DataFaults:
     InputError
         As `read_header`.
     """
-    data = read_volume(path)
+    return inspect_values(read_volume(path))
+
+
+def inspect_values(data: NDArray[Any]) -> DataFaults:
+    """Return what is wrong with the values of a file, shape (n_sections, ny, nx)."""
     low, high = data.min(axis=(1, 2)), data.max(axis=(1, 2))  # NaN where any value is
     is_finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
     return DataFaults(is_finite, np.flatnonzero(low == high), bool((low < 0).any()))

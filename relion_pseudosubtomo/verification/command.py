@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from relion_pseudosubtomo.findings import Findings, format_findings
-from relion_pseudosubtomo.verification.containers import check_containers, is_packed
-from relion_pseudosubtomo.verification.images import check_data, check_files, list_files
+from relion_pseudosubtomo.verification.containers import (
+    check_containers,
+    inspect_containers,
+    is_packed,
+)
+from relion_pseudosubtomo.verification.images import (
+    check_data,
+    check_files,
+    inspect_files,
+    list_files,
+)
 from relion_pseudosubtomo.verification.leftovers import check_orphans, check_records
 from relion_pseudosubtomo.verification.results import Request, Results, read_results
 from relion_pseudosubtomo.verification.visibility import (
@@ -54,6 +63,8 @@ def _verify_results(results: Results, findings: Findings) -> str | None:
     if results.options.hdf5:
         check_containers(results, findings)
     if is_packed(results):
+        if results.request.deep:
+            _check_container_data(results, findings)
         return None
     files = list_files(results)
     known = check_files(results, files, findings)
@@ -68,11 +79,24 @@ def _verify_results(results: Results, findings: Findings) -> str | None:
     if results.request.deep:
         check_data(
             results,
-            files,
-            known,
+            inspect_files(files, known),
             lambda row, suffix: visibility.blank_slices(results, row, suffix),
             findings,
         )
     if not (results.request.repair and visibility.damaged):
         return None
     return write_repaired(results, slices, geometry, visibility, findings)
+
+
+def _check_container_data(results: Results, findings: Findings) -> None:
+    """Check the values of containers, as those of MRC files."""
+    inspected, slices = inspect_containers(results, findings)
+    visibility = Visibility([None] * len(results.images), [])
+    if results.is_stack:
+        visibility = check_visibility(results, slices, compute_geometry(results), findings)
+    check_data(
+        results,
+        inspected,
+        lambda row, suffix: visibility.blank_slices(results, row, suffix),
+        findings,
+    )

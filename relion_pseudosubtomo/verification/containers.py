@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.containers import JOINED, container_name
+from relion_pseudosubtomo.io.mrc_validation import DataFaults, inspect_values
+from relion_pseudosubtomo.verification.images import ImageFile, list_files
 from relion_pseudosubtomo.verification.results import Results
 
 _SHOWN = 3
@@ -58,6 +62,56 @@ def check_containers(results: Results, findings: Findings) -> None:
         missing.append(str(folder / JOINED))
     if missing:
         findings.error("result-missing", "container missing", found=list_first(missing, _SHOWN))
+
+
+def inspect_containers(
+    results: Results, findings: Findings
+) -> tuple[list[tuple[ImageFile, DataFaults]], list[int | None]]:
+    """Read all values of all containers that can be opened.
+
+    Parameters
+    ----------
+    results : Results
+    findings : Findings
+        Gets `result-unreadable`.
+
+    Returns
+    -------
+    list of (ImageFile, DataFaults)
+        What was found in the place of each MRC file.
+    list of int or None
+        Images of each particle; None where they cannot be read.
+    """
+    files = {(file.row, file.suffix): file for file in list_files(results)}
+    rows = {name: row for row, name in enumerate(results.names)}
+    inspected = []
+    slices: list[int | None] = [None] * len(rows)
+    for path in sorted(list_containers(results)):
+        try:
+            for name, suffix, values in _read_particles(path):
+                file = files.get((rows.get(name, -1), suffix))
+                if file is None:  # of a particle that another program has left out
+                    continue
+                inspected.append((file, inspect_values(values)))
+                if suffix == results.options.result_suffixes[0]:
+                    slices[file.row] = len(values)
+        except InputError:
+            continue  # `check_containers` has told why
+        except OSError as error:
+            findings.error("result-unreadable", f"{path} cannot be read: {error}")
+    return inspected, slices
+
+
+def _read_particles(path: str) -> Iterator[tuple[str, str, NDArray[np.floating]]]:
+    """Yield (particle's name, suffix, values) of every MRC file that a container stands for."""
+    from relion_pseudosubtomo.io import hdf5  # most directories have none
+
+    with hdf5.open_container(path) as file:
+        names = hdf5.read_text(file["table"][labels.PARTICLE_NAME])
+        suffixes = hdf5.list_suffixes(file)
+        for row, name in enumerate(names):
+            for suffix in suffixes:
+                yield name, suffix, hdf5.read_values(file, suffix, row)
 
 
 def list_containers(results: Results) -> set[str]:

@@ -245,30 +245,37 @@ def _check_names(results: Results, files: list[ImageFile], faults: _Faults) -> N
             faults.add("result-name", "image of another name than the particle", file)
 
 
+def inspect_files(
+    files: list[ImageFile], known: dict[str, MrcFile | InputError]
+) -> list[tuple[ImageFile, DataFaults]]:
+    """Read all values of all files that could be opened."""
+    good = [file for file in files if isinstance(known[file.path], MrcFile)]
+    inspected = in_threads(inspect_data, (file.path for file in good))
+    return [(file, inspected[file.path]) for file in good]
+
+
 def check_data(
     results: Results,
-    files: list[ImageFile],
-    known: dict[str, MrcFile | InputError],
+    inspected: Iterable[tuple[ImageFile, DataFaults]],
     blank: Callable[[int, str], NDArray[np.bool_] | None],
     findings: Findings,
 ) -> None:
-    """Read all values of all files that could be opened (`--deep`).
+    """Judge the values of all images (`--deep`).
 
     Parameters
     ----------
-    results, files, known
-        As for `check_files`, and its result.
+    results : Results
+    inspected : iterable of (ImageFile, DataFaults)
+        What was found in each file, or in a container in its stead.
     blank : callable
         Row and suffix -> which slices of a stack may be blank, because the CTF is zero there or
         the frame is not visible; None for none.
     findings : Findings
         Gets `result-not-finite`, `result-constant` and `result-negative`.
     """
-    good = [file for file in files if isinstance(known[file.path], MrcFile)]
-    inspected = in_threads(inspect_data, (file.path for file in good))
     faults = _Faults(results)
-    for file in good:
-        _judge_data(results, file, inspected[file.path], blank(file.row, file.suffix), faults)
+    for file, data in inspected:
+        _judge_data(results, file, data, blank(file.row, file.suffix), faults)
     faults.report(findings)
 
 

@@ -10,15 +10,19 @@ from mpi_project import BOX, OPTIMISATION_SET, Launcher, assert_same_results, ru
 from relion_pseudosubtomo.cli import main
 
 PACKED = ["--hdf5", "--no_mrc"]
+COMPRESSED = ["--hdf5_compression", "1"]
 
 
 @pytest.mark.parametrize("kind", [[], ["--stack2d", "--float16"]])
-def test_containers_of_three_ranks(workdir: Path, launcher: Launcher, kind: list[str]) -> None:
+@pytest.mark.parametrize("more", [[], COMPRESSED], ids=["plain", "compressed"])
+def test_containers_of_three_ranks(
+    workdir: Path, launcher: Launcher, kind: list[str], more: list[str]
+) -> None:
     """Each written by one rank, the same to the byte; one rank's work is never split."""
     words = [*OPTIMISATION_SET, *BOX, *kind, "--j", "1", "--o"]
     assert run_serial(*words, "PS/direct").returncode == 0
-    assert run_serial(*words, "PS/serial", *PACKED).returncode == 0
-    done = run([*launcher.command(3), *words, "PS/ranks", *PACKED], launcher.environment)
+    assert run_serial(*words, "PS/serial", *PACKED, *more).returncode == 0
+    done = run([*launcher.command(3), *words, "PS/ranks", *PACKED, *more], launcher.environment)
     assert done.returncode == 0, done.stdout
     assert_same_results(Path("PS/serial"), Path("PS/ranks"))
     assert len(list(Path("PS/ranks").rglob("*.h5"))) == 6
