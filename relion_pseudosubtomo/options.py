@@ -21,6 +21,9 @@ DIALECT_FOLDERS = {name: f"for_{name}" for name in DIALECTS}
 ALL_TILTS = f"{DIALECT_FOLDERS['tomodrgn']}/_alltilts.mrcs"
 WITHOUT_CTF = f"{DIALECT_FOLDERS['cryodrgn']}/_noctf.mrcs"
 
+#: Bytes that a chunk of an HDF5 file can have.
+LARGEST_CHUNK = 2**32 - 1
+
 #: Highest level of `--hdf5_compression`, that of gzip.
 _HIGHEST_COMPRESSION = 9
 
@@ -207,6 +210,8 @@ def check_options(options: JobOptions) -> Findings:
     _check_numbers(options, findings)
     _check_combinations(options, findings)
     _check_dialects(options, findings)
+    if options.hdf5:
+        _check_chunks(options, findings)
     if options.average:
         _check_average(options, findings)
     if not findings.errors:
@@ -326,6 +331,14 @@ def _check_dialects(options: JobOptions, findings: Findings) -> None:
         else:
             continue
         findings.error("option-combination", f"--for {name} {reason}")
+
+
+def _check_chunks(options: JobOptions, findings: Findings) -> None:
+    n, item = options.crop, 2 if options.float16 else 4
+    if options.is_3d and 2 * n * n * (n // 2 + 1) * item > LARGEST_CHUNK:
+        findings.error(
+            "bad-box", "--crop", expected="volumes of less than 4 GiB with --hdf5", found=n
+        )
 
 
 def _check_average(options: JobOptions, findings: Findings) -> None:

@@ -22,6 +22,7 @@ import pytest
 from project_copy import ProjectCopy
 
 from relion_pseudosubtomo import estimate, labels, task_work
+from relion_pseudosubtomo.api.dataset import open_dataset
 from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.findings import Findings
@@ -121,6 +122,9 @@ def test_compressed_containers_hold_the_same(
         assert file["images"].chunks == (1, *file["images"].shape[1:])
         assert (file["images"].shuffle, file["images"].compression) == (True, "gzip")
     assert not list(Path("out").rglob("*.part"))
+    for one, other in zip(open_dataset("out"), open_dataset("plain"), strict=True):
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.weights, other.weights)
     assert main(["verify", "--deep", "out/"]) == 0
     assert main(["unpack", "out/"]) == 0
     assert results() == direct
@@ -531,6 +535,7 @@ def test_what_is_wrong_is_said(case: ProjectCopy, capsys: pytest.CaptureFixture[
         ({"no_mrc": True}, "--no_mrc without --hdf5"),
         ({"hdf5_compression": 1}, "--hdf5_compression without --hdf5"),
         ({"hdf5": True, "hdf5_compression": 10}, "expected a level of 0 to 9, found 10"),
+        ({"hdf5": True, "box": 1024, "crop": 1024}, "expected volumes of less than 4 GiB"),
         ({"hdf5": True, "no_writing": True}, "--hdf5 together with --no_writing"),
         ({"hdf5": True, "no_mrc": True, "dialects": ("relion4",)}, "--no_mrc together with --for"),
     ],

@@ -27,7 +27,7 @@ from relion_pseudosubtomo.io.fingerprint import describe_options
 from relion_pseudosubtomo.io.mrc import StoredValues
 from relion_pseudosubtomo.model import Task, Tomogram
 from relion_pseudosubtomo.model.particle_set import Columns
-from relion_pseudosubtomo.options import JobOptions, real_box_size
+from relion_pseudosubtomo.options import LARGEST_CHUNK, JobOptions, real_box_size
 
 File = h5py.File
 
@@ -131,14 +131,16 @@ def lay_out(path: Path, content: Content) -> Slots:
         places = {}
         for suffix in content.options.result_suffixes:
             name, unit = DATASETS[suffix], content.unit_shape(suffix)
-            chunk = int(np.diff(starts).max())  # as many units as a particle has at most
+            unit_bytes = int(np.prod(unit)) * dtype.itemsize
+            # as many units as a particle has at most
+            chunk = min(int(np.diff(starts).max()), LARGEST_CHUNK // unit_bytes)
             values, offset = _reserve(file, name, (int(starts[-1]), *unit), dtype, chunk)
             in_fourier_space = suffix in IN_FOURIER_SPACE
             values.attrs["voxel_size"] = 1 / voxel_size if in_fourier_space else voxel_size
             values.attrs["suffix"] = suffix
             shape = (len(content.task), _N_STATISTICS)
             _, statistics = _reserve(file, f"statistics/{name}", shape, np.dtype("<f4"), shape[0])
-            places[suffix] = [offset, int(np.prod(unit)) * dtype.itemsize, statistics]
+            places[suffix] = [offset, unit_bytes, statistics]
     level = content.options.hdf5_compression
     return Slots(path.stat().st_size, content.fingerprint, starts.tolist(), places, level)
 
