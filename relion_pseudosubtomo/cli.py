@@ -137,7 +137,7 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "--hdf5": _flag("also one HDF5 file a tomogram, joined by particles.h5; sets --no_split"),
         "--no_mrc": _flag("no MRC files beside the HDF5 files; `unpack DIR` makes them later"),
         "--hdf5_compression": _number(
-            int, 0, "compress the HDF5 files: gzip level 1 to 9, 1 does nearly all; 0: not"
+            int, 0, "compress the HDF5 files: gzip level, 1 to 9; 0: leave them as they are"
         ),
         "--positions2d": _flag("also where each particle lies in each tilt image, positions2d/"),
         "--report": _flag("also report.html: one page with pictures of all that was done"),
