@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -188,7 +189,8 @@ class OutputDirectory:
         tasks: tuple[Task, ...],
         completed: Completed,
         threads: int,
-    ) -> None:
+        stopped: Callable[[], bool],
+    ) -> bool:
         """Bring each container where its completion records say that it belongs.
 
         Parameters
@@ -199,7 +201,15 @@ class OutputDirectory:
         completed : Completed
         threads : int
             That compress containers, where they are to be compressed.
+        stopped : callable
+            True once there is no time left for that.
+
+        Returns
+        -------
+        bool
+            False where it was stopped.
         """
+        all_there = True
         for task in tasks:
             name, missing = tomogram_set.tomograms[task.tomogram].name, completed.missing(task)
             if missing == ((0, len(task)),):
@@ -207,7 +217,8 @@ class OutputDirectory:
             elif missing:
                 self.containers.reopen(name)
             else:
-                self.containers.finish(name, threads)
+                all_there &= self.containers.finish(name, threads, stopped)
+        return all_there
 
     def _trusted(self, record: Record, task: Task, fingerprint: str) -> bool:
         return (

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,7 @@ class Extraction:
         self.directory.check_space(self._bytes_to_write(pool.size))
         self.directory.begin()
         if self.options.hdf5:
-            self.settle_containers(self.plan, start.threads)
+            self.settle_containers(self.plan, start)
         memory = _memory_text(self.options, self.job, self._tomograms(), start.threads)
         logger.info("Private memory: about %s", memory)
         began = time.perf_counter()
@@ -222,9 +223,7 @@ class Extraction:
         def describe(piece: Piece) -> TaskInput:
             return self._describe(piece, fingerprints[piece.task])
 
-        def stop() -> bool:
-            return self.signalled or start.stopped() or start.control.abort_wanted()
-
+        stop = partial(self.stop_wanted, start)
         shared = SharedJob(self.options, self.job.tomogram_set, self.job.particle_set.optics)
         left = len(self.plan.kept_rows) - self.summary.n_done_before
         with Progress(left) as progress:
@@ -352,9 +351,22 @@ class Extraction:
             self.summary.add(name, rank, outcome.result)
             _log_result(name, rank, len(self.plan.tasks[piece.task]), outcome.result)
 
-    def settle_containers(self, plan: Plan, threads: int) -> None:
-        """Bring the containers of a plan's tasks where what is done says that they belong."""
-        self.directory.settle_containers(self.job.tomogram_set, plan.tasks, self.completed, threads)
+    def stop_wanted(self, start: Start) -> bool:
+        """Return whether a signal to any rank, or RELION's interface, asked for an end."""
+        return self.signalled or start.stopped() or start.control.abort_wanted()
+
+    def settle_containers(self, plan: Plan, start: Start) -> bool:
+        """Bring the containers of a plan's tasks where what is done says that they belong.
+
+        Returns
+        -------
+        bool
+            False where an end was asked for meanwhile.
+        """
+        stop = partial(self.stop_wanted, start)
+        return self.directory.settle_containers(
+            self.job.tomogram_set, plan.tasks, self.completed, start.threads, stop
+        )
 
     def missing_tasks(self) -> set[int]:
         """Return the tasks of which particles are missing."""
@@ -387,6 +399,9 @@ def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
         merging = False
     if merging:
         plan = leave_out_tasks(run.plan, missing)
+        # the ranks have done so, unless they were stopped or did not see each other's records
+        merging = not options.hdf5 or run.settle_containers(plan, start)
+    if merging:
         summary.n_kept, summary.dropped = len(plan.kept_rows), count_dropped(plan)
         _merge(options, start, run, plan)
     write_summary(options, summary)
@@ -408,8 +423,6 @@ def _merge(options: JobOptions, start: Start, run: Extraction, plan: Plan) -> No
     if run.summary.lost_ranks:
         run.directory.remove_temporary_files()
     records: list[Record] = []
-    if options.hdf5:  # the ranks finish them, unless they do not see each other's records at once
-        run.settle_containers(plan, start.threads)
     if writes_records(options):
         records = run.directory.join_records(run.job.tomogram_set, plan.tasks)
         if options.makes_sums:

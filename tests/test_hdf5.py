@@ -14,6 +14,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import NoReturn
 
 import h5py
 import mrcfile
@@ -27,6 +28,7 @@ from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io import hdf5
+from relion_pseudosubtomo.io.compression import CompressionStopped, Compressor
 from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.particles import read_particle_table
 from relion_pseudosubtomo.io.star import read_star, write_star
@@ -401,12 +403,30 @@ def test_compression_stops_when_the_job_does(case: ProjectCopy) -> None:
     shutil.move("plain/Subtomograms/TS_01.h5", part)
     place.unlink()
     store = ContainerStore("out")
-    store.finish("TS_01", 2, lambda: True)
+    assert not store.finish("TS_01", 2, lambda: True)
     assert part.exists()
     assert not place.exists()
-    store.finish("TS_01", 2)
+    assert store.finish("TS_01", 2)
     assert not part.exists()
     assert contents("out", ".h5") == before
+
+
+def test_signal_while_compressing(case: ProjectCopy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job stops without tables, though all particles are done; the next start compresses."""
+
+    def wait_for_end(self: Compressor, *_: object) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not self.stopped():
+            time.sleep(0.01)
+        raise CompressionStopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Compressor, "compress_particles", wait_for_end)
+        assert main([*WORDS, *COMPRESSED]) == 75
+    assert not Path("out/particles.star").exists()
+    assert not contents("out", ".h5")
+    assert main([*WORDS, *COMPRESSED, "--only_do_unfinished"]) == 0
+    assert main(["verify", "--deep", "out/"]) == 0
 
 
 def test_other_compression_is_another_job(

@@ -127,7 +127,7 @@ class ContainerStore:
 
     def finish(
         self, tomogram: str, threads: int = 1, stopped: Callable[[], bool] = lambda: False
-    ) -> None:
+    ) -> bool:
         """Let a container appear whose particles are all written; nothing where it is there.
 
         Parameters
@@ -137,22 +137,30 @@ class ContainerStore:
             That compress it, where it is to be compressed.
         stopped : callable
             True once there is no time left for that: the container is then finished another time.
+
+        Returns
+        -------
+        bool
+            False where it was stopped.
         """
         unfinished, final = self._own(tomogram, _UNFINISHED), self.path(tomogram)
         slots = self._read_slots(tomogram)
         if slots is None or not unfinished.exists():
-            return
+            return True
         status = unfinished.stat()
         # older than the completion records, as its values are
         times = status.st_atime_ns, status.st_mtime_ns
         final.parent.mkdir(parents=True, exist_ok=True)
         if slots.level:
-            with contextlib.suppress(CompressionStopped):
+            try:
                 self._compress(tomogram, slots, Compressor(slots.level, threads, stopped), times)
-            return
+            except CompressionStopped:
+                return False
+            return True
         _put_signature(unfinished, _SIGNATURE)
         os.utime(unfinished, ns=times)
         os.replace(unfinished, final)
+        return True
 
     def _compress(
         self, tomogram: str, slots: Slots, compressor: Compressor, times: tuple[int, int]
