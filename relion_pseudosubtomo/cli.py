@@ -144,7 +144,7 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "running": {
         "--j": _number(int, None, "threads (the cores available)", dest="threads"),
-        "--prebin": _flag("Fourier-crop tilt images first where that is faster: hardly different"),
+        "--prebin": _flag("make tilt images smaller first where that is faster: hardly different"),
         "--preload": _flag("read tilt images in full instead of mapping them (network disks)"),
         "--only_do_unfinished": _flag("continue: do what has no completion record"),
         "--overwrite": _flag("remove the results of an earlier run first"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from relion_pseudosubtomo.core.prebin import prebinned_axis
+from relion_pseudosubtomo.core.prebin import HALF_LENGTH, binned_size
 from relion_pseudosubtomo.core.windows import BLOCK_BYTES, frames_at_once
 from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram
 from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, real_box_size
@@ -12,12 +12,13 @@ from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, rea
 MRC_HEADER_BYTES = 1024
 
 #: Seconds of one thread, of which only ratios count: for a frame's window of 768 pixels, its slice
-#: of 192 in 3D, a volume of 96, and for a pixel of an image that is prebinned, its margins
-#: included.
+#: of 192 in 3D, a volume of 96; where images are binned by q, for a pixel of an image, its margins
+#: included, and for the ends of a window of 768 pixels, by q.
 _SECONDS_WINDOW_768 = 0.75e-3
 _SECONDS_SLICE_192 = 0.25e-3
 _SECONDS_VOLUME_96 = 8e-3
-_SECONDS_PREBIN_PIXEL = 5e-9
+_SECONDS_PREBIN_PIXEL = 1.2e-9
+_SECONDS_ENDS_768 = 0.03e-3
 #: Seconds to start a tomogram, and bytes of its images read in a second, where the ranks of a node
 #: share what one of them has read.
 _SECONDS_START = 0.05
@@ -93,11 +94,12 @@ def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[f
     prebin = choose_prebin(options, tomogram, task)
     if prebin > 1:
         start += _prebin_seconds(options, tomogram, task)
-    frame = _window_seconds(options.window // prebin)
+    frame = _window_seconds(options, prebin)
     n_volumes = int(not options.stack2d) + int(options.average)
     frame += n_volumes * _SECONDS_SLICE_192 * (options.box / 192) ** 2
     if WITHOUT_CTF in options.dialect_suffixes:
-        frame += _window_seconds(options.box)  # from the same windows: the images alone
+        # from the same windows: the images alone
+        frame += _SECONDS_WINDOW_768 * (options.box / 768) ** 2
     if options.stack2d:
         return start, frame * float(task.visible.sum()) / len(task)
     volume = _SECONDS_VOLUME_96 * (options.crop / 96) ** 3
@@ -105,7 +107,7 @@ def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[f
 
 
 def choose_prebin(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
-    """Return the factor by which a tomogram's tilt images are made smaller first; 1 leaves them.
+    """Return the factor by which a tomogram's tilt images are binned first; 1 where they are not.
 
     It depends on nothing but the input, so that any number of ranks and restarts decide alike.
 
@@ -119,26 +121,28 @@ def choose_prebin(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
     factor = options.prebin_factor
     if not options.prebin or factor == 1:
         return 1
-    saved = _window_seconds(options.window) - _window_seconds(options.window // factor)
+    saved = _window_seconds(options, 1) - _window_seconds(options, factor)
     cost = _prebin_seconds(options, tomogram, task)
     return factor if saved * float(task.visible.sum()) > cost else 1
 
 
 def _prebin_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> float:
-    nx, ny = _prebinned_size(options, tomogram)
+    nx, ny = _binned_size(options, tomogram)
     n_frames = int(task.visible.any(axis=0).sum())
     return _SECONDS_PREBIN_PIXEL * options.prebin_factor**2 * nx * ny * n_frames
 
 
-def _prebinned_size(options: JobOptions, tomogram: Tomogram) -> tuple[int, int]:
-    """Return the (width, height) of prebinned images with their margins."""
+def _binned_size(options: JobOptions, tomogram: Tomogram) -> tuple[int, int]:
+    """Return the (width, height) of binned images with their margins."""
     factor, reach = options.prebin_factor, options.window_reach
-    nx, ny = (prebinned_axis(size, factor, reach)[0] for size in tomogram.image_size_xy)
+    nx, ny = (binned_size(size, factor, reach)[0] for size in tomogram.image_size_xy)
     return nx, ny
 
 
-def _window_seconds(window: int) -> float:
-    return _SECONDS_WINDOW_768 * (window / 768) ** 2
+def _window_seconds(options: JobOptions, prebin: int) -> float:
+    size = options.window / 768
+    ends = prebin * _SECONDS_ENDS_768 * size if prebin > 1 else 0.0
+    return _SECONDS_WINDOW_768 * (size / prebin) ** 2 + ends
 
 
 def _used_pixels(tomogram: Tomogram, task: Task) -> int:
@@ -150,7 +154,7 @@ def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int
     """Return the private memory in bytes that a rank needs.
 
     Workspaces of its threads, tables, and the tilt images of two tomograms, the present one and the
-    next, where they are not mapped: with `--preload` and `--prebin`.
+    next, where they are not mapped: read in full with `--preload`, smaller with `--prebin`.
     """
     workspace = _frame_memory(options)
     n = options.crop
@@ -181,6 +185,9 @@ def _frame_memory(options: JobOptions) -> int:
     image = 8 * half * s + 8 * half * (s + 8) + 8 * s * (n + 2)
     if not options.stack2d or options.average:
         image += 8 * half * s + 8 * half * (s + 8) + 4 * half * s
+    if options.prebin and options.prebin_factor > 1:
+        small = s0 // options.prebin_factor
+        rows = max(rows, 8 * frames_at_once(small, s) * small * small)
     return n_frames * (window + image) + rows
 
 
@@ -204,8 +211,8 @@ def _image_memory(options: JobOptions, tomogram: Tomogram, threads: int) -> floa
         images += 4.0 * width * height * tomogram.n_frames
     if options.prebin and options.prebin_factor > 1:
         factor = options.prebin_factor
-        nx, ny = _prebinned_size(options, tomogram)
+        nx, ny = _binned_size(options, tomogram)
         images += 4.0 * nx * ny * tomogram.n_frames
-        columns = 8.0 * (nx // 2 + 1) * ny
-        scratch = threads * (2 * factor * columns + 3 * columns + 8.0 * nx * ny)
+        lines = 4 * HALF_LENGTH * factor + 4  # as many as mend a window at most
+        scratch = threads * lines * 4.0 * factor * (nx + 2 * HALF_LENGTH)
     return 2 * images + scratch

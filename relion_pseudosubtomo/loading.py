@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo.core.ctf import ctf_phase_coefficients, electron_wavelength
 from relion_pseudosubtomo.core.frames import FrameTables, make_frame_tables
 from relion_pseudosubtomo.core.noise import noise_weight, spread_noise_weight
-from relion_pseudosubtomo.core.prebin import prebin_images
+from relion_pseudosubtomo.core.prebin import bin_images
 from relion_pseudosubtomo.core.subtomogram import TiltImages
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.model import Tomogram
@@ -31,7 +31,7 @@ class LoadedTomogram:
     index : int
         Place of the tomogram in the tomogram set.
     images : TiltImages
-        Mapped files, or converted arrays.
+        Mapped files, or converted arrays; with binned images where they are used.
     tables : FrameTables
         Weights of the used frames.
     """
@@ -50,7 +50,7 @@ def load_tomogram(
     prebin: int,
     threads: int,
 ) -> LoadedTomogram:
-    """Map, read or prebin the tilt images of a tomogram; compute the weights of its used frames.
+    """Map or read the tilt images of a tomogram; compute the weights of its used frames.
 
     Parameters
     ----------
@@ -61,9 +61,9 @@ def load_tomogram(
     used : ndarray, shape (n_frames,), bool
         Frames in which any particle is visible; only these are read.
     prebin : int
-        Factor by which the images are Fourier-cropped; 1 leaves them as they are.
+        Factor q of the binned images that are made too; 1: none are.
     threads : int
-        Threads that do so.
+        Threads that make them.
     """
     if options.preload:
         images = list(mrc.read_series(tomogram.frames, np.flatnonzero(used).tolist()))
@@ -83,7 +83,7 @@ def prepare_images(
     prebin: int = 1,
     threads: int = 1,
 ) -> LoadedTomogram:
-    """Prebin tilt images, and compute the weights of the used frames.
+    """Bin tilt images where that is wanted, and compute the weights of the used frames.
 
     Parameters
     ----------
@@ -116,10 +116,17 @@ def prepare_images(
     )
     ready = TiltImages.from_arrays(images)
     if prebin > 1:
-        ready = prebin_images(
-            ready, tomogram.image_size_xy, used, prebin, options.window_reach, threads
+        binned = bin_images(
+            ready.image_bytes,
+            ready.modes,
+            used,
+            prebin,
+            options.binning,
+            options.window_reach,
+            threads,
         )
-        if ready.prebin == 1:
+        ready = replace(ready, binned=binned)
+        if binned is None:
             logger.warning(
                 "%s: pixels are NaN or infinite, so --prebin is not used for it", tomogram.name
             )

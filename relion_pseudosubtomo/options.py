@@ -7,6 +7,11 @@ from dataclasses import dataclass
 
 from relion_pseudosubtomo.findings import Findings
 
+#: Samples that a window needs at least where tilt images are binned for it (four times half the
+#: length of the filter of `core.prebin`), and the largest factor, that of the longest filter.
+_PREBIN_SAMPLES = 14
+_MOST_PREBIN = 16
+
 #: Less than this from a whole number of pixels is one.
 _WHOLE_NUMBER = 1e-6
 
@@ -120,12 +125,15 @@ class JobOptions:
     def prebin_factor(self) -> int:
         """Integer q by which `--prebin` can make tilt images smaller first; 1 where it cannot.
 
-        The largest that divides the window evenly and leaves a band twice as wide as is kept.
+        The largest that divides the window, leaves a band twice as wide as is kept, and has a
+        filter that is short beside the window.
+        `--circle_precrop` needs the window's own pixels.
         """
         if self.real_subtomo or self.circle_precrop or self.has_fractional_window:
             return 1
-        factors = range(math.floor(self.binning / 2), 1, -1)
-        return next((q for q in factors if self.window % (2 * q) == 0), 1)
+        longest = self.window // _PREBIN_SAMPLES
+        factors = range(min(math.floor(self.binning / 2), longest, _MOST_PREBIN), 1, -1)
+        return next((q for q in factors if self.window % q == 0), 1)
 
     @property
     def offsets_applied(self) -> bool:

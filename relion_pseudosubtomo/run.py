@@ -63,7 +63,7 @@ logger = logging.getLogger("relion_pseudosubtomo")
 
 NO_PREBIN = (
     "--prebin is not used: it needs a whole factor of 2 or more, at most half of --bin, that "
-    "divides the window of --b times --bin pixels, and no --circle_precrop"
+    "divides the window of --b times --bin pixels into 14 or more, and no --circle_precrop"
 )
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 75

@@ -90,7 +90,7 @@ class TaskInput:
     fingerprint : str
         Of the tomogram's whole task, for the completion records.
     prebin : int
-        Factor by which the tomogram's tilt images are made smaller first; 1 leaves them.
+        Factor q of the binned images that the tomogram gets; 1: none.
     n_whole : int
         Particles of the tomogram's whole task.
     columns : Columns

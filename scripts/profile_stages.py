@@ -46,6 +46,7 @@ STAGES = (CUT, ROWS, COLUMNS, WEIGHT, BACK, FORTH, INSERTION, UNPACK, VOLUME)
 #: Kernel -> stage; those with a new name are added here.
 KERNEL_STAGES = {
     "copy_rows": CUT,
+    "cut_binned": CUT,
     "join_rows": ROWS,
     "weight_slices": WEIGHT,
     "weight_cone": WEIGHT,

@@ -24,14 +24,6 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> NDArray:
     return pyfftw.zeros_aligned(shape, dtype=dtype, n=64)
 
 
-def fast_even_length(n: int) -> int:
-    """Return the shortest even length from `n` on with small prime factors only."""
-    length = pyfftw.next_fast_len(n)
-    while length % 2:
-        length = pyfftw.next_fast_len(length + 1)
-    return int(length)
-
-
 def padded_columns(n_frames: int, n_columns: int, length: int) -> NDArray[np.complex64]:
     """Return zeroed columns, [frame, column, row], a little further apart than they are long.
 

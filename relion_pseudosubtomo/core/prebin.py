@@ -1,38 +1,80 @@
-"""Tilt images made smaller once a tomogram, for windows that are cut from them afterwards.
+"""Tilt images made smaller once a tomogram, so that windows cut from them are small too.
 
-A window of b times the box holds frequencies far beyond those that binning by b keeps. Fourier
-cropping the whole image by q <= b/2 first leaves a band twice as wide as the one that is kept, so
-that only what leaks from beyond it into the window's edges is lost.
+Of a window of s0 pixels binning by b keeps the frequencies |k| <= s0 / (2 b). They need only every
+q-th pixel, q <= b/2, of the window's circular convolution with a short filter: what decimation
+folds onto them comes from the filter's stop band, and the pass band is divided out of the
+transform (polyphase decimation; Crochiere and Rabiner 1983, Multirate Digital Signal Processing).
+Further than M pixels from the window's ends, for a filter of 2 M + 1 taps, that convolution is the
+tilt image's own, which all windows share; the few samples nearer to the ends are computed from the
+window's pixels alone. All that is left of a difference is what the stop band lets through.
 """
 
 from __future__ import annotations
 
 import math
-import queue
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft, kernels
-from relion_pseudosubtomo.core.subtomogram import TiltImages
-from relion_pseudosubtomo.core.windows import WindowTransform
+from relion_pseudosubtomo.core import kernels
 
-#: Small pixels, of the nearest edge pixel, on each side beyond those that windows reach: the
-#: transform takes the image as periodic, and what rings at its ends stays in there.
-GUARD = 16
+#: M over q: the stop band is at 1e-4 or less of the pass band. A window needs 4 M pixels.
+HALF_LENGTH = 3.5
+#: Frequencies at which the filter is designed, and its stop band's weight in the fit beside that of
+#: the pass band, which need not be flat.
+_DESIGN_FREQUENCIES = 4001
+_STOP_WEIGHT = 100.0
+#: Taps are whole numbers of this, so that rounding in the fit differs on no machine.
+_TAP_UNIT = 2.0**-20
 
 
-def prebinned_axis(size: int, factor: int, reach: float) -> tuple[int, int]:
-    """Return the length of an axis after Fourier cropping, and the pixels put before the image.
+def filter_taps(factor: int, binning: float) -> NDArray[np.float32]:
+    """Return the filter: 1 in the kept band, 0 where decimation folds other frequencies onto it.
 
-    Windows are cut from the edge pixels repeated before the crop, as in exact extraction; those
-    repeated after it would be an edge pixel that its neighbours were mixed into.
+    Parameters
+    ----------
+    factor : int
+        q.
+    binning : float
+        b, at least 2 q.
+
+    Returns
+    -------
+    ndarray, shape (2 M + 1,), float32
+        Symmetric, fitted by weighted least squares.
+    """
+    half_length, kept = math.ceil(HALF_LENGTH * factor), 1 / (2 * binning)
+    frequency = np.linspace(0, 0.5, _DESIGN_FREQUENCIES)
+    alias = np.rint(frequency * factor)
+    stops = (np.abs(frequency - alias / factor) <= kept) & (alias > 0)
+    passes = frequency <= kept
+    weight = np.where(stops, _STOP_WEIGHT, passes)
+    waves = 2 * np.cos(2 * np.pi * frequency[:, None] * np.arange(half_length + 1))
+    waves[:, 0] = 1
+    half = np.linalg.lstsq(waves * weight[:, None], passes * weight, rcond=None)[0]
+    half = np.rint(half / _TAP_UNIT) * _TAP_UNIT
+    return np.concatenate([half[:0:-1], half]).astype(np.float32)
+
+
+def filter_response(
+    taps: NDArray[np.float32], k: NDArray[np.floating], window: int
+) -> NDArray[np.floating]:
+    """Return by what the filter multiplies the frequencies k / s0, for a window of s0 pixels."""
+    places = np.arange(len(taps)) - len(taps) // 2
+    waves = np.cos(2 * np.pi / window * np.multiply.outer(k, places))
+    return waves @ taps.astype(np.float64)
+
+
+def binned_size(size: int, factor: int, reach: float) -> tuple[int, int]:
+    """Return the samples along an axis of a binned image, and the pixels put before the image.
 
     Parameters
     ----------
     size : int
-        Pixels of the image along the axis.
+        Pixels of the tilt image along the axis.
     factor : int
         q.
     reach : float
@@ -41,94 +83,84 @@ def prebinned_axis(size: int, factor: int, reach: float) -> tuple[int, int]:
     Returns
     -------
     tuple of int
-        (length in small pixels, margin before the image in pixels of the image); the margin is a
-        multiple of q, so that small pixel i lies at pixel q i - margin.
+        (samples, margin); sample i is that of pixel q i - margin.
     """
-    # a window's corner is rounded to small pixels, so it may lie half a one further out
-    margin = math.ceil(reach / factor + 0.5) + GUARD
-    needed = -(-size // factor) + 2 * margin
-    # lengths with a higher power of two are faster by more than the few pixels that they add
-    length = 4 * fft.fast_even_length(-(-needed // 4))
-    return length, factor * ((length - size // factor) // 2)
+    # a window's corner is rounded, and its first sample may be q - 1 pixels after it
+    margin = factor * math.ceil((reach + 1) / factor + 1)
+    return -(-(size + 2 * margin) // factor), margin
 
 
-class ImageBinner:
-    """Plans and scratch arrays of one thread for Fourier cropping whole tilt images.
+@dataclass(frozen=True)
+class BinnedImages:
+    """The tilt images of one tomogram, filtered, at every q-th pixel.
 
-    Parameters
+    Attributes
     ----------
-    image_size_xy : tuple of int
-        (width, height) of the images.
     factor : int
-        q, at least 2.
-    reach : float
-        Pixels by which windows may reach past an edge of the image.
+        q.
+    taps : ndarray, shape (2 M + 1,), float32
+        The filter.
+    margin : int
+        Sample (y, x) is that of pixel (q y - margin, q x - margin) of the tilt image.
+    samples : sequence of ndarray, shape (ny, nx), float32
+        One a frame; empty for frames that are not used.
     """
 
-    def __init__(self, image_size_xy: tuple[int, int], factor: int, reach: float) -> None:
-        (nx, self._before_x), (ny, self._before_y) = (
-            prebinned_axis(size, factor, reach) for size in image_size_xy
-        )
-        half = nx // 2 + 1
-        self._window = WindowTransform((factor * ny, factor * nx), nx)
-        self._scale = np.float32(1.0 / (factor * ny * factor * nx))
-        self._columns_fs = fft.zeros((half, ny), np.complex64)
-        self._columns_rs = fft.padded_columns(1, half, ny)[0]
-        self._rows_fs = fft.zeros((ny, half), np.complex64)
-        self._rows_rs = fft.zeros((ny, nx), np.float32)
-        self._to_columns = fft.plan_backward(self._columns_fs, self._columns_rs)
-        self._to_rows = fft.plan_backward(self._rows_fs, self._rows_rs)
+    factor: int
+    taps: NDArray[np.float32]
+    margin: int
+    samples: Sequence[NDArray[np.float32]]
 
-    def bin(self, image_bytes: NDArray, mode: int) -> NDArray[np.float32] | None:
-        """Return the image with its margins, Fourier-cropped by q, in the same grey scale.
+    def cut(
+        self,
+        image_bytes: list[NDArray],
+        modes: Sequence[int],
+        frames: NDArray[np.int64],
+        corners: NDArray[np.int64],
+        windows: NDArray[np.float32],
+    ) -> None:
+        """Cut filtered windows, each convolved as if it were periodic.
 
         Parameters
         ----------
-        image_bytes : ndarray, shape (height, width * itemsize), uint8
-            The tilt image as bytes.
-        mode : int
-            Its MRC mode.
-
-        Returns
-        -------
-        ndarray, shape (ny, nx), float32, or None
-            None where a pixel is NaN or infinite, which would spread over the whole image.
+        image_bytes, modes
+            k tilt images, for the windows' ends, as for `kernels.copy_rows`.
+        frames : ndarray, shape (k,), int64
+            Their frames.
+        corners : ndarray, shape (k, 2), int64
+            First pixel o = (x, y) of each window.
+        windows : ndarray, shape (k or more, s0 / q, s0 / q), float32
+            The first k are filled, from the pixels o + (-o mod q) on.
         """
-        corner = np.array([[-self._before_x, -self._before_y]])
-        n_bad = self._window.transform([image_bytes], [mode], corner)
-        if n_bad:
-            return None
-        half = self._columns_fs.shape[1] // 2
-        (columns,) = self._window.columns
-        self._columns_fs[:, :half] = columns[:, :half]
-        self._columns_fs[:, half:] = columns[:, -half:]
-        self._columns_fs *= self._scale
-        self._to_columns.execute()
-        kernels.transpose_rows(self._columns_rs, 0, self._rows_fs)
-        self._to_rows.execute()
-        return self._rows_rs.copy()
+        samples = [self.samples[f] for f in frames]
+        kernels.cut_binned(
+            image_bytes, modes, samples, corners, self.taps, self.factor, self.margin, windows
+        )
 
 
-def prebin_images(
-    images: TiltImages,
-    image_size_xy: tuple[int, int],
+def bin_images(
+    image_bytes: Sequence[NDArray[np.uint8]],
+    modes: Sequence[int],
     used: NDArray[np.bool_],
     factor: int,
+    binning: float,
     reach: float,
     threads: int,
-) -> TiltImages:
-    """Return the used tilt images Fourier-cropped by q; the images as they are where one is bad.
+) -> BinnedImages | None:
+    """Return the used tilt images filtered, at every q-th pixel.
 
     Parameters
     ----------
-    images : TiltImages
-        Of one tomogram.
-    image_size_xy : tuple of int
-        Their (width, height).
+    image_bytes : sequence of ndarray, shape (height, width * itemsize), uint8
+        One a frame.
+    modes : sequence of int
+        Their MRC modes.
     used : ndarray, shape (n_frames,), bool
         Frames that are needed.
     factor : int
         q.
+    binning : float
+        b, at least 2 q.
     reach : float
         Pixels by which windows may reach past an edge of the image.
     threads : int
@@ -136,26 +168,22 @@ def prebin_images(
 
     Returns
     -------
-    TiltImages
-        With `prebin` 1 where a used image holds a NaN or an infinite pixel.
+    BinnedImages or None
+        None where a used image holds a NaN or an infinite pixel, which would spread.
     """
-    idle: queue.SimpleQueue[ImageBinner] = queue.SimpleQueue()
-    for _ in range(threads):
-        idle.put(ImageBinner(image_size_xy, factor, reach))
+    taps = filter_taps(factor, binning)
 
-    def bin_frame(f: int) -> NDArray[np.float32] | None:
+    def bin_frame(f: int) -> tuple[NDArray[np.float32], int]:
         if not used[f]:
-            return np.empty((0, 0), np.float32)
-        binner = idle.get()
-        try:
-            return binner.bin(images.image_bytes[f], images.modes[f])
-        finally:
-            idle.put(binner)
+            return np.empty((0, 0), np.float32), 0
+        image, mode = image_bytes[f], modes[f]
+        width = image.view(kernels.IMAGE_DTYPES[mode]).shape[1]
+        (ny, margin), (nx, _) = (binned_size(n, factor, reach) for n in (len(image), width))
+        samples = np.empty((ny, nx), np.float32)
+        return samples, kernels.bin_image(image, mode, taps, factor, margin, samples)
 
     with ThreadPoolExecutor(threads) as pool:
-        binned = list(pool.map(bin_frame, range(len(used))))
-    whole = [image for image in binned if image is not None]
-    if len(whole) < len(binned):
-        return images
-    margin_x, margin_y = (prebinned_axis(size, factor, reach)[1] for size in image_size_xy)
-    return TiltImages.from_arrays(whole, factor, (margin_x, margin_y))
+        samples, n_bad = zip(*pool.map(bin_frame, range(len(used))), strict=True)
+    if any(n_bad):
+        return None
+    return BinnedImages(factor, taps, binned_size(0, factor, reach)[1], samples)

@@ -14,6 +14,7 @@ from relion_pseudosubtomo.core.average import SliceTarget, make_packed_volume
 from relion_pseudosubtomo.core.exact_windows import ScaledWindowTransform
 from relion_pseudosubtomo.core.frames import FrameTables
 from relion_pseudosubtomo.core.masks import ImageMask, image_mask
+from relion_pseudosubtomo.core.prebin import BinnedImages, filter_response, filter_taps
 from relion_pseudosubtomo.core.windows import (
     WindowTransform,
     frames_at_once,
@@ -43,7 +44,8 @@ class ExtractionSettings:
     exact_scale : bool
         For windows where b s is no whole number: exact in scale and centre, unlike RELION.
     prebin : int
-        q: windows are cut from tilt images that were Fourier-cropped by it (`core.prebin`).
+        q: windows are cut from binned images (`core.prebin`), for windows of b s pixels; 1: from
+        the tilt images themselves.
     average : bool
         Slices can be inserted into an average too; they need a circle crop.
     """
@@ -62,16 +64,6 @@ class ExtractionSettings:
     exact_scale: bool = False
     prebin: int = 1
     average: bool = False
-
-    @property
-    def cut_window(self) -> int:
-        """Pixels of the window that is cut from the tilt image as it is given."""
-        return self.window // self.prebin
-
-    @property
-    def cut_binning(self) -> float:
-        """Binning that is left to do after the cut."""
-        return self.binning / self.prebin
 
     @property
     def real_space_round_trip(self) -> bool:
@@ -99,31 +91,28 @@ class TiltImages:
         One a frame.
     modes : sequence of int
         MRC mode of each image's bytes: 0, 1, 2, 6 or 12.
-    prebin : int
-        q: pixel i of these images lies at pixel q i - margin of the tilt images.
-    margin_xy : tuple of int
-        Pixels of the tilt image that were added before it along x and y.
+    binned : BinnedImages or None
+        The same images made smaller, if windows are to be cut from them.
     """
 
     image_bytes: Sequence[NDArray[np.uint8]]
     modes: Sequence[int]
-    prebin: int = 1
-    margin_xy: tuple[int, int] = (0, 0)
+    binned: BinnedImages | None = None
+
+    @property
+    def prebin(self) -> int:
+        """Factor q of the binned images; 1 where there are none."""
+        return 1 if self.binned is None else self.binned.factor
 
     @classmethod
-    def from_arrays(
-        cls,
-        images: Sequence[NDArray[Any]],
-        prebin: int = 1,
-        margin_xy: tuple[int, int] = (0, 0),
-    ) -> TiltImages:
+    def from_arrays(cls, images: Sequence[NDArray[Any]]) -> TiltImages:
         """Return images of shape (height, width); other byte orders and layouts are converted."""
         native = [
             np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("=")) for image in images
         ]
         modes = {np.dtype(dtype): mode for mode, dtype in kernels.IMAGE_DTYPES.items()}
         image_bytes = [image.view(np.uint8) for image in native]
-        return cls(image_bytes, [modes[i.dtype] for i in native], prebin, margin_xy)
+        return cls(image_bytes, [modes[i.dtype] for i in native])
 
 
 @dataclass(frozen=True)
@@ -217,6 +206,10 @@ class ParticleExtractor:
         self.n_not_finite = 0
         self._window = _make_window_transform(settings)
         self._n_frames = len(self._window.columns)
+        self._gain = np.ones(half)
+        if settings.prebin > 1:
+            taps = filter_taps(settings.prebin, settings.binning)
+            self._gain = settings.prebin / filter_response(taps, np.arange(half), settings.window)
         self._slices_fs = self._zeros(half, s)
         self._mask: ImageMask | None = None
         if settings.real_space_round_trip:
@@ -286,7 +279,7 @@ class ParticleExtractor:
         """
         s, n = self.settings.box, self.settings.crop
         stack = np.empty((int(view.visible.sum()), n, n), np.float32)
-        scale = self.settings.prebin**2 / (self.settings.window * self.settings.binning**2 * s)
+        scale = 1.0 / (self.settings.window * self.settings.binning**2 * s)
         weights = None if average is None else self._weights
         both = without_ctf is not None
         done = 0
@@ -333,7 +326,7 @@ class ParticleExtractor:
         axes = view.slice_axes * (n / s)
         scales = np.linalg.norm(axes, axis=2).prod(axis=1)
         slices_fs = self._slices_fs
-        scale = self.settings.prebin**2 / (self.settings.window * b)
+        scale = 1.0 / (self.settings.window * b)
         if self.settings.real_space_round_trip:
             slices_fs, scale = self._masked_fs, scale / (s * s)
         slices = self._weighted_slices(images, tables, view, aberrations, scale, self._weights)
@@ -378,12 +371,12 @@ class ParticleExtractor:
         the slices of the same windows but without CTF and dose weight.
         """
         settings = self.settings
-        s, all_frames = settings.box, np.flatnonzero(view.visible)
-        points = (view.image_point[all_frames] + images.margin_xy) / images.prebin
-        window, binning = settings.cut_window, settings.cut_binning
+        s, window, all_frames = settings.box, settings.window, np.flatnonzero(view.visible)
+        points, binning = view.image_point[all_frames], settings.binning
         corners = window_corners(points, window)
         cycles = shift_cycles(points, window, s, binning, exact_scale=settings.exact_scale) - 0.5
-        ramp_x, ramp_y = _ramps(cycles, s, scale)
+        cycles -= (-corners % settings.prebin) / window  # to the first pixel that is sampled
+        ramp_x, ramp_y = _ramps(cycles, self._gain, scale)
         ctf = tables.ctf_phase[all_frames]
         ctf[:, [1, 3]] += tables.defocus_to_turns * view.extra_defocus[all_frames, None]
         sign = -1.0 if settings.invert_contrast else 1.0
@@ -391,11 +384,7 @@ class ParticleExtractor:
         for first in range(0, len(all_frames), self._n_frames):
             here = slice(first, first + self._n_frames)
             frames = all_frames[here]
-            self.n_not_finite += self._window.transform(
-                [images.image_bytes[f] for f in frames],
-                [images.modes[f] for f in frames],
-                corners[here],
-            )
+            self._transform_windows(images, frames, corners[here])
             for apply_ctf in kinds:
                 kernels.weight_slices(
                     self._window.columns,
@@ -414,6 +403,18 @@ class ParticleExtractor:
                     weights,
                 )
                 yield frames
+
+    def _transform_windows(
+        self, images: TiltImages, frames: NDArray[np.int64], corners: NDArray[np.int64]
+    ) -> None:
+        image_bytes = [images.image_bytes[f] for f in frames]
+        modes = [images.modes[f] for f in frames]
+        if images.binned is not None:
+            assert isinstance(self._window, WindowTransform)
+            images.binned.cut(image_bytes, modes, frames, corners, self._window.windows)
+            self._window.transform_windows(len(frames))
+        else:
+            self.n_not_finite += self._window.transform(image_bytes, modes, corners)
 
     def _to_real_space(self, n_frames: int) -> None:
         """Fill `_pairs_rs` with the central rows of images, masked; origin at (s/2, s/2)."""
@@ -454,18 +455,27 @@ class ParticleExtractor:
 
 
 def _make_window_transform(settings: ExtractionSettings) -> WindowTransform | ScaledWindowTransform:
-    window, box, precrop = settings.cut_window, settings.box, settings.circle_precrop
+    box, precrop = settings.box, settings.circle_precrop
+    window = settings.window // settings.prebin
     if settings.exact_scale:
         return ScaledWindowTransform(window, box, settings.binning, circle_precrop=precrop)
-    n_frames = frames_at_once(window, box)
-    return WindowTransform((window, window), box, circle_precrop=precrop, n_frames=n_frames)
+    return WindowTransform(
+        (window, window),
+        box,
+        circle_precrop=precrop,
+        n_frames=frames_at_once(window, box),
+        cut_before=settings.prebin > 1,
+    )
 
 
 def _ramps(
-    cycles: Floats, box: int, factor: float
+    cycles: Floats, gain: Floats, factor: float
 ) -> tuple[NDArray[np.complex64], NDArray[np.complex64]]:
-    """Return exp(2 pi i cycles k) along x, (n_frames, s/2 + 1), and factor times that along y."""
-    ramps = np.exp(2j * np.pi * cycles[:, :, None] * np.arange(box // 2 + 1.0))
+    """Return gain exp(2 pi i cycles k) along x, (n_frames, s/2 + 1), and factor times that along y.
+
+    The gain is that at k = 0 .. s/2, and the same at -k.
+    """
+    ramps = gain * np.exp(2j * np.pi * cycles[:, :, None] * np.arange(len(gain)))
     x, y = ramps[:, 0], factor * ramps[:, 1]
     whole_y = np.concatenate([y[:, :-1], y[:, :0:-1].conj()], axis=1)
     return x.astype(np.complex64), whole_y.astype(np.complex64)

@@ -42,9 +42,13 @@ class WindowTransform:
         Whether the window is multiplied by a circle first (spec 2.4).
     n_frames : int
         Most frames a call.
+    cut_before : bool
+        Whether windows are cut by others, into `windows`, for `transform_windows`.
 
     Attributes
     ----------
+    windows : ndarray, shape (n_frames, height, width), float32
+        With `cut_before`: the pixels. Only one call sees them.
     columns : ndarray, shape (n_frames, s/2 + 1, s0), complex64
         Result of `transform`: [frame, kx, ky], origin at the window's corner, not normalised.
     """
@@ -56,13 +60,15 @@ class WindowTransform:
         *,
         circle_precrop: bool = False,
         n_frames: int = 1,
+        cut_before: bool = False,
     ) -> None:
         height, width = window_yx
         half = box // 2 + 1
         self._height = height
         self._is_odd = width % 2 == 1
-        self._parts, length = split_row(width, box)
-        n_blocks = 1 if n_frames > 1 else max(1, -(-4 * height * width // BLOCK_BYTES))
+        self._parts, length = split_row(width, width if cut_before else box)
+        in_one = n_frames > 1 or cut_before
+        n_blocks = 1 if in_one else max(1, -(-4 * height * width // BLOCK_BYTES))
         self._block = -(-height // n_blocks)
         self._packed = fft.zeros((n_frames, self._block, self._parts, length), np.complex64)
         self._rows_fs = fft.zeros(self._packed.shape, np.complex64)
@@ -72,6 +78,7 @@ class WindowTransform:
             self._rows = fft.zeros((n_frames, self._block, width), np.float32)
         else:
             self._rows = self._packed.view(np.float32).reshape(n_frames, self._block, width)
+        self.windows: NDArray[np.float32] = self._rows
         self._gathered = fft.padded_columns(n_frames, half, height)
         self.columns: NDArray[np.complex64] = fft.zeros((n_frames, half, height), np.complex64)
         self._column_plans = fft.plan_frames(fft.plan_forward, self._gathered, self.columns)
@@ -113,12 +120,20 @@ class WindowTransform:
         for row in range(0, self._height, self._block):
             rows = self._rows[:, : self._height - row]
             n_bad += kernels.copy_rows(images, modes, corners, row, rows, self._parts)
-            if self._is_odd:
-                self._packed.real[:, : rows.shape[1], 0] = rows
-            self._row_plans[k].execute()
-            kernels.join_rows(self._rows_fs[:k], self._factors, row, self._gathered)
+            self._transform_rows(k, row)
         self._column_plans[k].execute()
         return n_bad
+
+    def transform_windows(self, k: int) -> None:
+        """Fill `columns` from the first k of `windows`."""
+        self._transform_rows(k, 0)
+        self._column_plans[k].execute()
+
+    def _transform_rows(self, k: int, row: int) -> None:
+        if self._is_odd:
+            self._packed.real[:, :, 0] = self._rows
+        self._row_plans[k].execute()
+        kernels.join_rows(self._rows_fs[:k], self._factors, row, self._gathered)
 
 
 def split_row(window: int, box: int) -> tuple[int, int]:

@@ -80,19 +80,14 @@ def to_grey(image: Floats) -> Greys:
     return np.nan_to_num(grey, nan=_MID_GREY).astype(np.uint8)
 
 
-def draw_tilts(
-    images: TiltImages, image_size_xy: tuple[int, int], frames: NDArray[np.int64]
-) -> TiltPictures:
-    """Return small pictures of some tilt images, as they are in memory for extraction."""
-    (margin_x, margin_y), q = (m // images.prebin for m in images.margin_xy), images.prebin
-    width, height = (size // q for size in image_size_xy)
+def draw_tilts(images: TiltImages, frames: NDArray[np.int64]) -> TiltPictures:
+    """Return small pictures of some tilt images."""
     pictures, scale = [], 1
     for frame in frames:
         image = images.image_bytes[frame].view(kernels.IMAGE_DTYPES[images.modes[frame]])
-        inside = image[margin_y : margin_y + height, margin_x : margin_x + width]
-        small, scale = shrink(inside, TILT_PIXELS)
+        small, scale = shrink(image, TILT_PIXELS)
         pictures.append(to_grey(small))
-    return TiltPictures(frames, np.stack(pictures), q * scale)
+    return TiltPictures(frames, np.stack(pictures), scale)
 
 
 class Spectrum:
@@ -155,7 +150,7 @@ class Collector:
         self._tilts: TiltPictures | None = None
         if is_first and images is not None:
             frames = choose_frames(tomogram.projections, used)
-            self._tilts = draw_tilts(images, tomogram.image_size_xy, frames)
+            self._tilts = draw_tilts(images, frames)
         n_examples = min(EXAMPLES, len(task)) if is_first else 0
         self._wanted = set(np.linspace(0, len(task) - 1, n_examples).astype(int).tolist())
         dose = np.where(task.visible, tomogram.pre_exposure, np.inf)

@@ -69,7 +69,7 @@ def write_geometry(
 def _draw_tilts(tomogram: Tomogram, geometry: Geometry) -> TiltPictures:
     """Return the two tilt images of a tomogram that no worker has seen, as nothing is kept."""
     images = mrc.map_series(tuple(tomogram.frames[frame] for frame in geometry.frames))
-    drawn = draw_tilts(TiltImages.from_arrays(images), tomogram.image_size_xy, np.arange(2))
+    drawn = draw_tilts(TiltImages.from_arrays(images), np.arange(2))
     return replace(drawn, frames=geometry.frames)
 
 

@@ -151,21 +151,102 @@ def test_copy_rows_reads_images_that_are_not_aligned() -> None:
         np.testing.assert_array_equal(rows, image.astype(np.float32))
 
 
-# transpose_rows
+# bin_image and cut_binned
+
+#: (q, M, n): even and odd numbers of samples, more than a vector of them and fewer; windows hardly
+#: longer than the filter.
+BINNINGS = [(2, 7, 20), (2, 5, 41), (3, 11, 15), (3, 8, 8), (4, 14, 9), (5, 18, 14)]
 
 
-@pytest.mark.parametrize(("n_rows", "n_columns", "length"), [(1, 1, 14), (7, 5, 30), (16, 33, 21)])
-@pytest.mark.parametrize("first_row", [0, 1, 13])
-def test_transpose_rows(n_rows: int, n_columns: int, length: int, first_row: int) -> None:
-    """The same places are filled, the others kept, rows that do not fit left out."""
-    rng = np.random.default_rng(n_rows)
-    rows = random_complex(rng, n_rows, n_columns + 3)
-    found = random_complex(rng, n_columns, length)
-    expected = found.copy()
-    kernels.transpose_rows(rows, first_row, found)
-    numpy_twin.transpose_rows(rows, first_row, expected)
-    np.testing.assert_array_equal(found, expected)
-    assert not np.array_equal(found, random_complex(rng, n_columns, length))
+def make_taps(reach: int) -> NDArray[np.float32]:
+    """Return a symmetric filter of 2 M + 1 taps."""
+    half = np.random.default_rng(reach).normal(size=reach + 1).astype(np.float32)
+    return np.concatenate([half[:0:-1], half])
+
+
+def bin_any_image(
+    module: Any, image: NDArray[Any], mode: int, taps: NDArray[np.float32], factor: int, margin: int
+) -> tuple[NDArray[np.float32], int]:
+    """Return the binned image, with as much after the image as before it, and what is counted."""
+    ny, nx = ((size + 2 * margin) // factor + 1 for size in image.shape)
+    binned = np.full((ny, nx), np.nan, np.float32)
+    return binned, module.bin_image(image.view(np.uint8), mode, taps, factor, margin, binned)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("factor", "reach", "n"), BINNINGS)
+@pytest.mark.parametrize("margin", [0, 2])
+def test_bin_image(mode: int, factor: int, reach: int, n: int, margin: int) -> None:
+    """Images of every type, smaller than the filter and larger, with and without a margin."""
+    taps = make_taps(reach)
+    for shape in ((HEIGHT, WIDTH), (1, 3), (4 * n, 7 * n)):
+        arguments = (random_image(mode, shape, seed=n), mode, taps, factor, margin * factor)
+        found, n_found = bin_any_image(kernels, *arguments)
+        expected, n_expected = bin_any_image(numpy_twin, *arguments)
+        assert_close(found, expected, TOLERANCE)
+        assert n_found == n_expected == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (7, 9), (WIDTH - 1, HEIGHT - 1)])
+def test_bin_image_counts_what_is_not_finite(bad: float, x: int, y: int) -> None:
+    """A bad pixel anywhere is noticed, also where its tap is zero."""
+    image, taps = random_image(2, (HEIGHT, WIDTH), seed=3), make_taps(7)
+    taps[::2] = 0
+    image[y, x] = bad
+    _, n_found = bin_any_image(kernels, image, 2, taps, 2, 4)
+    with np.errstate(invalid="ignore"):
+        _, n_expected = bin_any_image(numpy_twin, image, 2, taps, 2, 4)
+    assert n_found == n_expected > 0
+
+
+def cut_all(
+    module: Any, mode: int, factor: int, reach: int, n: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return windows at every place within the margin, and what the definition says."""
+    margin, taps = factor * (n // 2), make_taps(reach)
+    images = [random_image(mode, (3 * n + 1, 4 * n + 2), seed) for seed in range(7)]
+    low, right, bottom = -margin, 4 * n + margin - factor * n, 3 * n + margin - factor * n
+    places = [(low, low), (right, bottom), (low + 1, 3), (4, bottom), (right, 1), (2, 5), (5, 4)]
+    corners = np.array(places)
+    binned = [bin_any_image(numpy_twin, image, mode, taps, factor, margin)[0] for image in images]
+    windows = np.full((len(images) + 1, n, n), 7, np.float32)
+    image_bytes, modes = [image.view(np.uint8) for image in images], [mode] * len(images)
+    module.cut_binned(image_bytes, modes, binned, corners, taps, factor, margin, windows)
+    assert (windows[-1] == 7).all()
+    return windows[:-1], np.stack(
+        [filter_window(*each, taps, factor, n) for each in zip(images, places, strict=True)]
+    )
+
+
+def filter_window(
+    image: NDArray[Any],
+    corner: tuple[int, int],
+    taps: NDArray[np.float32],
+    factor: int,
+    n: int,
+) -> NDArray[np.float32]:
+    """Return a window's circular convolution, by Fourier transforms, at every q-th pixel."""
+    size, reach = factor * n, len(taps) // 2
+    window = np.empty((size, size), np.float32)
+    mode = next(m for m, dtype in kernels.IMAGE_DTYPES.items() if image.dtype == dtype)
+    copy_window(numpy_twin, image.view(np.uint8), mode, *corner, window)
+    ring = np.zeros(size)
+    np.add.at(ring, np.arange(-reach, reach + 1) % size, taps)
+    product = np.fft.fft2(window) * np.outer(np.fft.fft(ring), np.fft.fft(ring))
+    x, y = (-place % factor for place in corner)
+    return np.fft.ifft2(product).real[y::factor, x::factor].astype(np.float32)
+
+
+@pytest.mark.parametrize("module", [kernels, numpy_twin])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("factor", "reach", "n"), BINNINGS)
+def test_cut_binned_is_the_window_filtered_alone(
+    module: Any, mode: int, factor: int, reach: int, n: int
+) -> None:
+    """Samples far from the ends too: those of all windows are those of the image."""
+    found, expected = cut_all(module, mode, factor, reach, n)
+    assert_close(found, expected, TOLERANCE)
 
 
 # join_rows
@@ -529,11 +610,29 @@ def call_weight_slices(place: int, value: tuple[int, ...] | NDArray[Any]) -> Non
     kernels.weight_slices(*arguments)
 
 
-def call_transpose_rows(rows: tuple[int, int], first_row: int, columns: tuple[int, int]) -> None:
-    """Call `transpose_rows` with given shapes."""
-    kernels.transpose_rows(
-        empty(*rows, dtype=np.complex64), first_row, empty(*columns, dtype=np.complex64)
-    )
+def call_bin_image(
+    taps: int = 15, factor: int = 2, margin: int = 4, binned: tuple[int, int] = (12, 14)
+) -> None:
+    """Call it with arrays of some shapes."""
+    image = empty(HEIGHT, 4 * WIDTH, dtype=np.uint8)
+    kernels.bin_image(image, 2, np.zeros(taps, np.float32), factor, margin, empty(*binned))
+
+
+def call_cut_binned(
+    corner: tuple[int, int] = (-4, -3),
+    n_images: int = 2,
+    n_binned: int = 2,
+    binned: tuple[int, int] = (12, 15),
+    windows: tuple[int, int, int] = (2, 10, 10),
+    taps: int = 15,
+    margin: int = 4,
+) -> None:
+    """Call it with arrays of some shapes."""
+    images = [empty(HEIGHT, 4 * WIDTH, dtype=np.uint8)] * n_images
+    corners = np.array([corner] * 2)
+    small = [empty(*binned)] * n_binned
+    filter_taps = np.zeros(taps, np.float32)
+    kernels.cut_binned(images, [2, 2], small, corners, filter_taps, 2, margin, empty(*windows))
 
 
 def call_join_rows(
@@ -566,16 +665,16 @@ MISFITS: dict[str, Callable[[], None]] = {
     "rows of fewer frames": lambda: call_copy_rows(
         n_images=2, modes=(0, 0), corners=(2, 2), rows=(1, 4, 4)
     ),
-    "first row before the start": lambda: call_transpose_rows((4, 5), -1, (5, 10)),
-    "first row behind the end": lambda: call_transpose_rows((4, 5), 10, (5, 10)),
-    "rows shorter than columns are many": lambda: call_transpose_rows((4, 5), 0, (6, 10)),
     "joined row before the start": lambda: call_join_rows(first_row=-1),
     "joined row behind the end": lambda: call_join_rows(first_row=10),
     "factors of other parts": lambda: call_join_rows(factors=(3, 4, 5, 2)),
     "factors of other columns": lambda: call_join_rows(factors=(2, 4, 6, 2)),
     "factors that are no pairs": lambda: call_join_rows(factors=(2, 4, 5, 3)),
-    "columns that lie across": lambda: kernels.transpose_rows(
-        empty(4, 5, dtype=np.complex64), 0, empty(10, 5, dtype=np.complex64).T
+    "columns that lie across": lambda: kernels.join_rows(
+        empty(2, 4, 2, 6, dtype=np.complex64),
+        empty(2, 4, 5, 2),
+        0,
+        empty(2, 10, 5, dtype=np.complex64).swapaxes(1, 2),
     ),
     "a row that cannot be dealt": lambda: call_copy_rows(rows=(1, 2, 10), parts=3),
     "joined rows of more frames": lambda: call_join_rows(columns=(1, 10, 10)),
@@ -623,6 +722,22 @@ MISFITS: dict[str, Callable[[], None]] = {
     "cropped images of more frames": lambda: kernels.crop_pairs(
         empty(1, 4, 10, dtype=np.complex64), empty(2, 2, 2)
     ),
+    "even number of taps": lambda: call_bin_image(taps=14),
+    "longest filter": lambda: call_bin_image(taps=129),
+    "factor beyond the filter": lambda: call_bin_image(factor=9),
+    "margin inside the image": lambda: call_bin_image(margin=-2),
+    "binned image of no rows": lambda: call_bin_image(binned=(0, 14)),
+    "binned window before the margin": lambda: call_cut_binned((-5, -3)),
+    "binned window above the margin": lambda: call_cut_binned((-4, -5)),
+    "binned window right of the samples": lambda: call_cut_binned((7, 0)),
+    "binned window below the samples": lambda: call_cut_binned((6, 1)),
+    "binned windows of more frames": lambda: call_cut_binned(windows=(1, 10, 10)),
+    "binned window that is no square": lambda: call_cut_binned(windows=(2, 10, 9)),
+    "binned window shorter than the filter": lambda: call_cut_binned(windows=(2, 7, 7)),
+    "binned images of other frames": lambda: call_cut_binned(n_binned=1),
+    "tilt images of other frames": lambda: call_cut_binned(n_images=1),
+    "frame that was not binned": lambda: call_cut_binned(binned=(0, 0)),
+    "margin of half a sample": lambda: call_cut_binned((-4, -3), margin=5),
     "inserted weights": lambda: call_insert_slices(weights=(2, 5, 9)),
     "inserted weights of fewer frames": lambda: call_insert_slices(weights=(1, 5, 8)),
     "inserted slices of fewer frames": lambda: call_insert_slices(slices=(1, 5, 8)),
@@ -663,7 +778,9 @@ def test_sizes_that_fit_are_accepted() -> None:
     call_copy_rows()
     call_unpack_volume()
     call_weight_cone()
-    call_transpose_rows((4, 5), 0, (5, 10))
+    call_bin_image()
+    call_cut_binned()
+    call_cut_binned((6, 0))
     call_join_rows()
     call_weight_slices(0, (3, 6, 20))
 
@@ -678,13 +795,14 @@ def test_the_twins_have_the_compiled_names() -> None:
     """Every kernel has a twin of the same name, and is the active one."""
     names = {name for name in kernels.__all__ if name.islower() and name != "numpy_twin"}
     assert names == {
+        "bin_image",
         "copy_rows",
         "crop_pairs",
+        "cut_binned",
         "insert_slices",
         "join_rows",
         "mask_pairs",
         "pack_rows",
-        "transpose_rows",
         "unpack_rows",
         "unpack_volume",
         "weight_cone",

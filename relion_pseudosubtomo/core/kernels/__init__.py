@@ -25,7 +25,8 @@ IMAGE_DTYPES = numpy_twin.IMAGE_DTYPES
 IS_COMPILED = active is not numpy_twin
 
 copy_rows = active.copy_rows
-transpose_rows = active.transpose_rows
+bin_image = active.bin_image
+cut_binned = active.cut_binned
 join_rows = active.join_rows
 weight_slices = active.weight_slices
 pack_rows = active.pack_rows
@@ -39,14 +40,15 @@ weight_cone = active.weight_cone
 __all__ = [
     "IMAGE_DTYPES",
     "IS_COMPILED",
+    "bin_image",
     "copy_rows",
     "crop_pairs",
+    "cut_binned",
     "insert_slices",
     "join_rows",
     "mask_pairs",
     "numpy_twin",
     "pack_rows",
-    "transpose_rows",
     "unpack_rows",
     "unpack_volume",
     "weight_cone",

@@ -2,8 +2,24 @@
 """The compiled kernels: thin wrappers that check shapes, release the GIL and call C."""
 
 from libc.stdint cimport int32_t, int64_t
+from libc.stdlib cimport free, malloc
 
 cdef extern from "kernels.h" nogil:
+    enum:
+        PS_MAX_TAPS
+
+    ctypedef struct ps_image:
+        const char *bytes
+        int mode
+        int64_t height
+        int64_t width
+        int64_t row_bytes
+
+    ctypedef struct ps_filter:
+        int64_t factor
+        int64_t taps
+        const float *weights
+
     ctypedef struct ps_ctf:
         double constant
         double xx
@@ -12,12 +28,14 @@ cdef extern from "kernels.h" nogil:
         double k4
 
     void ps_catch_bus_errors()
-    int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width,
-                         int64_t row_bytes, int64_t corner_x, int64_t corner_y, int64_t parts,
+    int64_t ps_copy_rows(const ps_image *image, int64_t corner_x, int64_t corner_y, int64_t parts,
                          int64_t row_length, int64_t n_rows, float *rows)
-    void ps_transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride,
-                           int64_t n_columns, int64_t first_row, int64_t column_stride,
-                           float *columns)
+    int64_t ps_binning_scratch(const ps_filter *filter, int64_t n)
+    int64_t ps_bin_image(const ps_image *image, const ps_filter *filter, int64_t margin,
+                         int64_t n_rows, int64_t n_columns, float *scratch, float *binned)
+    int64_t ps_cut_binned(const ps_image *image, const ps_image *binned, const ps_filter *filter,
+                          int64_t margin, int64_t corner_x, int64_t corner_y, int64_t n,
+                          float *scratch, float *window)
     void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t length,
                       const float *factors, int64_t n_columns, int64_t first_row,
                       int64_t column_stride, float *columns)
@@ -47,14 +65,6 @@ ps_catch_bus_errors()
 #: Frames of one call.
 cdef enum:
     MOST_FRAMES = 64
-
-cdef struct _Window:
-    const char *image
-    int mode
-    int64_t height
-    int64_t width
-    int64_t row_bytes
-
 
 class _Shape(ValueError):
     """An array that does not fit the others; only a bug can cause it."""
@@ -96,43 +106,102 @@ cdef int64_t _pixel_bytes(int mode) except -1:
     return 4 if mode == 2 else 1 if mode == 0 else 2
 
 
+cdef int _view_image(const unsigned char[:, ::1] image, int mode, ps_image *view) except -1:
+    cdef int64_t item = _pixel_bytes(mode)
+    _need(image.shape[0] > 0 and image.shape[1] >= item and image.shape[1] % item == 0)
+    view[0] = ps_image(<const char *>&image[0, 0], mode, image.shape[0], image.shape[1] // item,
+                       image.shape[1])
+    return 0
+
+
+cdef int _view_filter(const float[::1] taps, int64_t factor, ps_filter *view) except -1:
+    _need(taps.shape[0] % 2 == 1 and factor > 1 and 2 * factor <= taps.shape[0] + 1
+          and taps.shape[0] <= PS_MAX_TAPS)
+    view[0] = ps_filter(factor, taps.shape[0], &taps[0])
+    return 0
+
+
+cdef float *_make_scratch(const ps_filter *filter, int64_t n) except NULL:
+    cdef float *scratch = <float *>malloc(ps_binning_scratch(filter, n) * sizeof(float))
+    if scratch == NULL:
+        raise MemoryError("no memory to prebin a tilt image")
+    return scratch
+
+
+cdef int _need_image(int64_t found) except -1:
+    if found < 0:
+        raise OSError("a tilt image can no longer be read: its file was truncated or lost")
+    return 0
+
+
 def copy_rows(list images, modes, const int64_t[:, ::1] corners, int64_t first_row,
               float[:, :, ::1] rows, int64_t parts=1):
-    cdef int64_t k = len(images), i, item, n_bad = 0, found = 0
-    cdef const unsigned char[:, ::1] image
-    cdef _Window[MOST_FRAMES] windows
+    cdef int64_t k = len(images), i, n_bad = 0, found = 0
+    cdef ps_image[MOST_FRAMES] views
     _need(0 < k <= MOST_FRAMES and len(modes) == k and corners.shape[0] == k
           and corners.shape[1] == 2 and rows.shape[0] >= k and rows.shape[1] > 0
           and rows.shape[2] > 0
           and (parts == 1 or (parts > 1 and rows.shape[2] % (2 * parts) == 0
                               and rows.shape[2] <= 65536)))
     for i in range(k):
-        image = images[i]  # the list keeps it
-        item = _pixel_bytes(modes[i])
-        _need(image.shape[0] > 0 and image.shape[1] >= item and image.shape[1] % item == 0)
-        windows[i] = _Window(<const char *>&image[0, 0], modes[i], image.shape[0],
-                             image.shape[1] // item, image.shape[1])
+        _view_image(images[i], modes[i], &views[i])  # the list keeps it
     with nogil:
         for i in range(k):
-            found = ps_copy_rows(windows[i].image, windows[i].mode, windows[i].height,
-                                 windows[i].width, windows[i].row_bytes, corners[i, 0],
-                                 corners[i, 1] + first_row, parts, rows.shape[2], rows.shape[1],
-                                 &rows[i, 0, 0])
+            found = ps_copy_rows(&views[i], corners[i, 0], corners[i, 1] + first_row, parts,
+                                 rows.shape[2], rows.shape[1], &rows[i, 0, 0])
             if found < 0:
                 break
             n_bad += found
-    if found < 0:
-        raise OSError("a tilt image can no longer be read: its file was truncated or lost")
+    _need_image(found)
     return n_bad
 
 
-def transpose_rows(const float complex[:, :] rows, int64_t first_row,
-                   float complex[:, :] columns):
-    cdef int64_t n_rows = min(rows.shape[0], columns.shape[1] - first_row)
-    _need(columns.strides[1] == 8 and rows.strides[1] == 8 and first_row >= 0 and n_rows > 0 and columns.shape[0] <= rows.shape[1])
+def bin_image(const unsigned char[:, ::1] image, int mode, const float[::1] taps, int64_t factor,
+              int64_t margin, float[:, ::1] binned):
+    cdef ps_image view
+    cdef ps_filter filter
+    cdef int64_t found
+    _view_image(image, mode, &view)
+    _view_filter(taps, factor, &filter)
+    _need(margin >= 0 and binned.shape[0] > 0 and binned.shape[1] > 0)
+    cdef float *scratch = _make_scratch(&filter, binned.shape[1])
     with nogil:
-        ps_transpose_rows(<const float *>&rows[0, 0], n_rows, rows.strides[0] // 8, columns.shape[0],
-                          first_row, columns.strides[0] // 8, <float *>&columns[0, 0])
+        found = ps_bin_image(&view, &filter, margin, binned.shape[0], binned.shape[1], scratch,
+                             &binned[0, 0])
+        free(scratch)
+    _need_image(found)
+    return found
+
+
+def cut_binned(list images, modes, list binned, const int64_t[:, ::1] corners,
+               const float[::1] taps, int64_t factor, int64_t margin, float[:, :, ::1] windows):
+    cdef int64_t k = len(images), n = windows.shape[1], i, j, found = 0, size
+    cdef ps_image[MOST_FRAMES] views
+    cdef ps_image[MOST_FRAMES] small
+    cdef const float[:, ::1] pixels
+    cdef ps_filter filter
+    _view_filter(taps, factor, &filter)
+    _need(0 < k <= MOST_FRAMES and len(modes) == k and len(binned) == k and corners.shape[0] == k
+          and corners.shape[1] == 2 and windows.shape[0] >= k and windows.shape[2] == n
+          and margin % factor == 0 and factor * n >= taps.shape[0])
+    for i in range(k):
+        _view_image(images[i], modes[i], &views[i])
+        pixels = binned[i]
+        small[i] = ps_image(<const char *>&pixels[0, 0], 2, pixels.shape[0], pixels.shape[1],
+                            4 * pixels.shape[1])
+        for j in range(2):
+            size = pixels.shape[1 - j]
+            _need(corners[i, j] + margin >= 0
+                  and (corners[i, j] + margin + factor - 1) // factor + n <= size)
+    cdef float *scratch = _make_scratch(&filter, n)
+    with nogil:
+        for i in range(k):
+            found = ps_cut_binned(&views[i], &small[i], &filter, margin, corners[i, 0],
+                                  corners[i, 1], n, scratch, &windows[i, 0, 0])
+            if found < 0:
+                break
+        free(scratch)
+    _need_image(found)
 
 
 def join_rows(const float complex[:, :, :, ::1] parts_fs, const float[:, :, :, ::1] factors,

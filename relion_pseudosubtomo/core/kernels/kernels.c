@@ -19,6 +19,8 @@
 #define PS_MAX_HALF (PS_MAX_LINE / 2 + 1)
 #define PS_MAX_WINDOW 65536  /* longest side of a window whose rows are dealt out */
 #define PS_ROWS_AHEAD 2      /* rows asked for before they are needed */
+#define PS_LINE_GAP 16       /* keeps lines that stand side by side out of each other's cache sets */
+#define PS_ENDS_AHEAD 12     /* the same, of rows of which only the ends are needed */
 #define PS_STRIDE 16         /* samples whose coordinates are steps from one exact place */
 #define PS_SAMPLES_AHEAD 16  /* voxels asked for before they are needed */
 
@@ -133,34 +135,67 @@ static inline __attribute__((always_inline)) void deal_pairs(const double *line,
         for (int64_t j = 0; j < length; j++) out[r * length + j] = line[parts * j + r];
 }
 
-/* Copies rows of a window as float32; pixels outside the image repeat the nearest edge
- * pixel. The pairs of each row are dealt out to parts. The rows to come are asked for early: they lie
- * on other pages, where no hardware looks ahead. Returns how many values are not finite (x - x is zero
- * only where x is). */
+/* Sets result to that of a call which reads an image; leaves it where the image cannot be read. */
+#define PS_GUARDED(result, call) \
+    do { \
+        sigjmp_buf target; \
+        if (sigsetjmp(target, 1) == 0) { \
+            bus_target = &target; \
+            result = (call); \
+        } \
+        bus_target = NULL; \
+    } while (0)
+
+static const char *row_of_image(const ps_image *image, int64_t y)
+{
+    return image->bytes + clamp(y, image->height) * image->row_bytes;
+}
+
+/* Copies n pixels of a row as float32; those outside the image repeat the nearest edge pixel. */
+static inline __attribute__((always_inline)) void copy_pixels(const ps_image *image, int64_t y,
+                                                              int64_t x, int64_t n, float *out)
+{
+    int64_t first = clamp(x, image->width), count = clamp(x + n - 1, image->width) - first + 1;
+    int64_t left = first - x;
+    if (left > n - 1) left = n - 1; /* all lie left of the image */
+    if (left < 0) left = 0;
+    convert(row_of_image(image, y) + first * size_of_mode(image->mode), image->mode, count, out + left);
+    for (int64_t i = 0; i < left; i++) out[i] = out[left];
+    for (int64_t i = left + count; i < n; i++) out[i] = out[left + count - 1];
+}
+
+/* Asks for n pixels of a row. */
+static inline __attribute__((always_inline)) void prefetch_pixels(const ps_image *image, int64_t y,
+                                                                  int64_t x, int64_t n)
+{
+    int64_t size = size_of_mode(image->mode);
+    const char *first = row_of_image(image, y) + clamp(x, image->width) * size;
+    const char *last = row_of_image(image, y) + clamp(x + n - 1, image->width) * size;
+    for (; first < last; first += 64) __builtin_prefetch(first, 0, 2);
+    __builtin_prefetch(last, 0, 2);
+}
+
+static inline __attribute__((always_inline)) int64_t count_not_finite(const float *values, int64_t n)
+{
+    int32_t bad = 0;
+    for (int64_t i = 0; i < n; i++) bad += !(values[i] - values[i] == 0.0f); /* zero where finite */
+    return bad;
+}
+
+/* Copies rows of a window. The pairs of each row are dealt out to parts. The rows to come are asked for
+ * early: they lie on other pages, where no hardware looks ahead. Returns how many values are not
+ * finite. */
 PS_CLONES
-static int64_t copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
-                         int64_t corner_x, int64_t corner_y, int64_t parts,
+static int64_t copy_rows(const ps_image *image, int64_t corner_x, int64_t corner_y, int64_t parts,
                          int64_t row_length, int64_t n_rows, float *rows)
 {
     _Alignas(64) float line[PS_MAX_WINDOW];
-    int64_t size = size_of_mode(mode), n_bad = 0;
-    int64_t first = clamp(corner_x, width), last = clamp(corner_x + row_length - 1, width);
-    int64_t left = first - corner_x;
-    if (left > row_length - 1) left = row_length - 1; /* the window lies left of the image */
-    if (left < 0) left = 0;
-    int64_t count = last - first + 1;
+    int64_t n_bad = 0;
     for (int64_t r = 0; r < n_rows; r++) {
-        const char *source = image + clamp(corner_y + r, height) * row_bytes + first * size;
-        const char *ahead
-            = image + clamp(corner_y + r + PS_ROWS_AHEAD, height) * row_bytes + first * size;
-        for (int64_t i = 0; i < count * size; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+        prefetch_pixels(image, corner_y + r + PS_ROWS_AHEAD, corner_x, row_length);
         float *out = parts > 1 ? line : rows + r * row_length;
-        convert(source, mode, count, out + left);
-        for (int64_t i = 0; i < left; i++) out[i] = out[left];
-        for (int64_t i = left + count; i < row_length; i++) out[i] = out[left + count - 1];
-        int32_t bad = 0;
-        for (int64_t i = 0; i < row_length; i++) bad += !(out[i] - out[i] == 0.0f);
-        n_bad += bad;
+        copy_pixels(image, corner_y + r, corner_x, row_length, out);
+        n_bad += count_not_finite(out, row_length);
         double *dealt = (double *)(rows + r * row_length);
         switch (parts) {
         case 1: break;
@@ -172,18 +207,11 @@ static int64_t copy_rows(const char *image, int mode, int64_t height, int64_t wi
     return n_bad;
 }
 
-int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
-                     int64_t corner_x, int64_t corner_y, int64_t parts,
+int64_t ps_copy_rows(const ps_image *image, int64_t corner_x, int64_t corner_y, int64_t parts,
                      int64_t row_length, int64_t n_rows, float *rows)
 {
-    sigjmp_buf target;
     volatile int64_t n_bad = -1;
-    if (sigsetjmp(target, 1) == 0) {
-        bus_target = &target;
-        n_bad = copy_rows(image, mode, height, width, row_bytes, corner_x, corner_y, parts,
-                          row_length, n_rows, rows);
-    }
-    bus_target = NULL;
+    PS_GUARDED(n_bad, copy_rows(image, corner_x, corner_y, parts, row_length, n_rows, rows));
     return n_bad;
 }
 
@@ -226,13 +254,6 @@ transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_
         for (int64_t c = whole; c < n_columns; c++)
             for (int64_t k = 0; k < 4; k++) out[c * column_stride + r + k] = i0[k * row_stride + c];
     }
-}
-
-PS_CLONES
-void ps_transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_columns,
-                       int64_t first_row, int64_t column_stride, float *columns)
-{
-    transpose_rows(rows, n_rows, row_stride, n_columns, first_row, column_stride, columns);
 }
 
 /* Joins the transforms of a row's parts into the row's transform: out[k] is the sum over the parts of
@@ -312,6 +333,202 @@ void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t 
         }
         transpose_rows(lines, n, n_columns, n_columns, first_row + r, column_stride, columns);
     }
+}
+
+/* ---- prebinned images ------------------------------------------------------------------------ */
+
+typedef float sixteen_floats __attribute__((vector_size(64), aligned(4), may_alias));
+
+static int64_t wrap(int64_t i, int64_t n) { return i % n < 0 ? i % n + n : i % n; }
+
+/* Samples of a line that are needed for n filtered ones at every q-th; a multiple of q. */
+static int64_t line_length(const ps_filter *filter, int64_t n)
+{
+    return filter->factor * (n + (filter->taps - 1) / filter->factor);
+}
+
+int64_t ps_binning_scratch(const ps_filter *filter, int64_t n)
+{
+    /* two lines, the columns that mend both ends of a window, and one that they give */
+    return (2 * filter->taps + 2) * (line_length(filter, n) + PS_LINE_GAP);
+}
+
+/* Adds up lines, each times its number of the filter. */
+static inline __attribute__((always_inline)) void sum_lines(const float *const *lines,
+                                                            const ps_filter *filter, int64_t n,
+                                                            float *out)
+{
+    int64_t x = 0;
+    for (; x + 16 <= n; x += 16) {
+        sixteen_floats sum = {0};
+        for (int64_t i = 0; i < filter->taps; i++)
+            sum += *(const sixteen_floats *)(lines[i] + x) * filter->weights[i];
+        *(sixteen_floats *)(out + x) = sum;
+    }
+    for (; x < n; x++) {
+        float sum = 0.0f;
+        for (int64_t i = 0; i < filter->taps; i++) sum += lines[i][x] * filter->weights[i];
+        out[x] = sum;
+    }
+}
+
+/* Deals a line out to its q phases: sample q j + r becomes number j of phase r. */
+static inline __attribute__((always_inline)) void deal_phases(const float *line, int64_t q,
+                                                              int64_t length, float *phases)
+{
+    for (int64_t r = 0; r < q; r++)
+        for (int64_t j = 0; j < length; j++) phases[r * length + j] = line[q * j + r];
+}
+
+/* Filters lines across and along, at every q-th place: n values of one small line. */
+static inline __attribute__((always_inline)) void filter_lines(const float *const *lines,
+                                                               const ps_filter *filter, int64_t n,
+                                                               float *scratch, float *out)
+{
+    const int64_t q = filter->factor, all = line_length(filter, n), length = all / q;
+    const float *shifted[PS_MAX_TAPS];
+    float *phases = scratch + all;
+    sum_lines(lines, filter, all, scratch);
+    switch (q) {
+    case 2: deal_phases(scratch, 2, length, phases); break;
+    case 3: deal_phases(scratch, 3, length, phases); break;
+    default: deal_phases(scratch, q, length, phases);
+    }
+    for (int64_t i = 0; i < filter->taps; i++) shifted[i] = phases + i % q * length + i / q;
+    sum_lines(shifted, filter, n, out);
+}
+
+/* Filters an image with the margin before it; a ring of lines holds what the filter covers. */
+PS_CLONES
+static int64_t bin_image(const ps_image *image, const ps_filter *filter, int64_t margin,
+                         int64_t n_rows, int64_t n_columns, float *scratch, float *binned)
+{
+    const int64_t q = filter->factor, taps = filter->taps, length = line_length(filter, n_columns);
+    const int64_t before = margin + taps / 2;
+    const float *lines[PS_MAX_TAPS];
+    float *ring = scratch + 2 * length;
+    int64_t n_copied = 0, n_bad = 0;
+    for (int64_t y = 0; y < n_rows; y++) {
+        for (; n_copied < q * y + taps; n_copied++)
+            copy_pixels(image, n_copied - before, -before, length, ring + n_copied % taps * length);
+        for (int64_t i = 0; i < taps; i++) lines[i] = ring + (q * y + i) % taps * length;
+        filter_lines(lines, filter, n_columns, scratch, binned + y * n_columns);
+        n_bad += count_not_finite(binned + y * n_columns, n_columns);
+    }
+    return n_bad;
+}
+
+int64_t ps_bin_image(const ps_image *image, const ps_filter *filter, int64_t margin, int64_t n_rows,
+                     int64_t n_columns, float *scratch, float *binned)
+{
+    volatile int64_t n_bad = -1;
+    PS_GUARDED(n_bad, bin_image(image, filter, margin, n_rows, n_columns, scratch, binned));
+    return n_bad;
+}
+
+/* One axis of a window: its corner, the pixel of its first sample, and which of its n samples lie so
+ * near to its ends that the filter reaches past them: `count` from `start` on, the last followed by
+ * the first. They need `width` pixels from `from` on, the window's ends joined to a ring. */
+typedef struct {
+    int64_t corner, size, first, start, count, from, width;
+} window_axis;
+
+static window_axis make_axis(const ps_filter *filter, int64_t corner, int64_t n)
+{
+    const int64_t q = filter->factor, reach = filter->taps / 2;
+    window_axis axis = {.corner = corner, .size = q * n, .first = wrap(-corner, q)};
+    axis.start = (axis.size - reach - axis.first + q - 1) / q;
+    axis.count = n - axis.start + (reach - axis.first + q - 1) / q;
+    axis.from = axis.first + q * axis.start - reach;
+    axis.width = q * (axis.count - 1) + filter->taps;
+    return axis;
+}
+
+/* Copies n pixels of a window's row, taken as a ring, from a place on. */
+static inline __attribute__((always_inline)) void copy_ring(const ps_image *image,
+                                                            const window_axis *axis, int64_t y,
+                                                            int64_t from, int64_t n, float *out)
+{
+    while (n > 0) {
+        int64_t place = wrap(from, axis->size);
+        int64_t run = n < axis->size - place ? n : axis->size - place;
+        copy_pixels(image, y, axis->corner + place, run, out);
+        from += run;
+        out += run;
+        n -= run;
+    }
+}
+
+/* Asks for the pixels of a row at both ends of a window. */
+static inline __attribute__((always_inline)) void prefetch_ends(const ps_image *image,
+                                                                const window_axis *axis, int64_t y)
+{
+    int64_t before = axis->size - axis->from;
+    prefetch_pixels(image, y, axis->corner + axis->from, before);
+    prefetch_pixels(image, y, axis->corner, axis->width - before);
+}
+
+/* Replaces the samples of a window's first and last columns. */
+static inline __attribute__((always_inline)) void
+mend_columns(const ps_image *image, const ps_filter *filter, const window_axis *x_axis,
+             const window_axis *y_axis, int64_t n, float *scratch, float *window)
+{
+    const int64_t q = filter->factor, length = line_length(filter, n), stride = length + PS_LINE_GAP;
+    const int64_t from = y_axis->first - filter->taps / 2;
+    const float *lines[PS_MAX_TAPS];
+    float *row = scratch, *column = scratch, *strip = scratch + 2 * length;
+    for (int64_t r = 0; r < length; r++) {
+        int64_t y = y_axis->corner + wrap(from + r, y_axis->size);
+        prefetch_ends(image, x_axis, y + PS_ENDS_AHEAD);
+        copy_ring(image, x_axis, y, x_axis->from, x_axis->width, row);
+        for (int64_t i = 0; i < x_axis->width; i++) strip[i * stride + r] = row[i];
+    }
+    column = strip + x_axis->width * stride;
+    for (int64_t e = 0; e < x_axis->count; e++) {
+        for (int64_t i = 0; i < filter->taps; i++) lines[i] = strip + (q * e + i) * stride;
+        filter_lines(lines, filter, n, scratch, column);
+        for (int64_t y = 0; y < n; y++) window[y * n + (x_axis->start + e) % n] = column[y];
+    }
+}
+
+/* Replaces the samples of a window's first and last rows. */
+static inline __attribute__((always_inline)) void
+mend_rows(const ps_image *image, const ps_filter *filter, const window_axis *x_axis,
+          const window_axis *y_axis, int64_t n, float *scratch, float *window)
+{
+    const int64_t q = filter->factor, length = line_length(filter, n);
+    const float *lines[PS_MAX_TAPS];
+    float *strip = scratch + 2 * length;
+    for (int64_t r = 0; r < y_axis->width; r++)
+        copy_ring(image, x_axis, y_axis->corner + wrap(y_axis->from + r, y_axis->size),
+                  x_axis->first - filter->taps / 2, length, strip + r * length);
+    for (int64_t e = 0; e < y_axis->count; e++) {
+        for (int64_t i = 0; i < filter->taps; i++) lines[i] = strip + (q * e + i) * length;
+        filter_lines(lines, filter, n, scratch, window + (y_axis->start + e) % n * n);
+    }
+}
+
+PS_CLONES
+static int64_t cut_binned(const ps_image *image, const ps_image *binned, const ps_filter *filter,
+                          int64_t margin, int64_t corner_x, int64_t corner_y, int64_t n,
+                          float *scratch, float *window)
+{
+    const int64_t q = filter->factor;
+    const window_axis x_axis = make_axis(filter, corner_x, n), y_axis = make_axis(filter, corner_y, n);
+    copy_rows(binned, (corner_x + x_axis.first + margin) / q, (corner_y + y_axis.first + margin) / q, 1,
+              n, n, window);
+    mend_columns(image, filter, &x_axis, &y_axis, n, scratch, window);
+    mend_rows(image, filter, &x_axis, &y_axis, n, scratch, window);
+    return 0;
+}
+
+int64_t ps_cut_binned(const ps_image *image, const ps_image *binned, const ps_filter *filter,
+                      int64_t margin, int64_t corner_x, int64_t corner_y, int64_t n, float *scratch,
+                      float *window)
+{
+    volatile int64_t failed = -1;
+    PS_GUARDED(failed, cut_binned(image, binned, filter, margin, corner_x, corner_y, n, scratch, window));
+    return failed;
 }
 
 /* ---- CTF and weights ------------------------------------------------------------------------- */

@@ -9,19 +9,40 @@
 /* Data types of tilt images, numbered as MRC modes. */
 enum { PS_INT8 = 0, PS_INT16 = 1, PS_FLOAT32 = 2, PS_UINT16 = 6, PS_FLOAT16 = 12 };
 
+/* A tilt image, its pixels of a MRC mode. */
+typedef struct {
+    const char *bytes;
+    int mode;
+    int64_t height, width, row_bytes;
+} ps_image;
+
+#define PS_MAX_TAPS 128 /* longest filter; checked by the callers */
+
+/* A symmetric filter of an odd number of taps, of which every factor-th result is wanted. */
+typedef struct {
+    int64_t factor, taps;
+    const float *weights;
+} ps_filter;
+
 /* Coefficients of the CTF phase in turns: constant, kx^2, kx ky, ky^2, k^4 (k in 1/A). */
 typedef struct { double constant, xx, xy, yy, k4; } ps_ctf;
 
 /* Installs the handler that lets ps_copy_rows survive a mapped file that is truncated. */
 void ps_catch_bus_errors(void);
 
-/* Returns -1 where the image cannot be read. */
-int64_t ps_copy_rows(const char *image, int mode, int64_t height, int64_t width, int64_t row_bytes,
-                     int64_t corner_x, int64_t corner_y, int64_t parts,
+/* Returns -1 where the image cannot be read, as all that read one. */
+int64_t ps_copy_rows(const ps_image *image, int64_t corner_x, int64_t corner_y, int64_t parts,
                      int64_t row_length, int64_t n_rows, float *rows);
 
-void ps_transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_columns,
-                       int64_t first_row, int64_t column_stride, float *columns);
+/* Floats of scratch that the two that follow need, for small lines of n samples. */
+int64_t ps_binning_scratch(const ps_filter *filter, int64_t n);
+
+int64_t ps_bin_image(const ps_image *image, const ps_filter *filter, int64_t margin, int64_t n_rows,
+                     int64_t n_columns, float *scratch, float *binned);
+
+int64_t ps_cut_binned(const ps_image *image, const ps_image *binned, const ps_filter *filter,
+                      int64_t margin, int64_t corner_x, int64_t corner_y, int64_t n, float *scratch,
+                      float *window);
 
 void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t length,
                   const float *factors, int64_t n_columns, int64_t first_row, int64_t column_stride,

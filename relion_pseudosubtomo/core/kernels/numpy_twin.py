@@ -57,17 +57,96 @@ def copy_rows(
     return int(np.count_nonzero(~np.isfinite(rows[: len(images)])))
 
 
-def transpose_rows(rows: Array, first_row: int, columns: Array) -> None:
-    """Write the first columns of each row into `columns`, from `first_row` on.
+def bin_image(
+    image_bytes: Array, mode: int, taps: Array, factor: int, margin: int, binned: Array
+) -> int:
+    """Filter a tilt image at every q-th pixel, repeating edge pixels; return how many are bad.
 
     Parameters
     ----------
-    rows : ndarray, shape (n_rows, at least n_columns), complex64
-    columns : ndarray, shape (n_columns, column_length), complex64
-        Filled at [:, first_row:]; rows that do not fit are left out.
+    image_bytes : ndarray, shape (height, width * itemsize), uint8
+        The image as bytes.
+    mode : int
+        Its MRC mode.
+    taps : ndarray, shape (2 M + 1,), float32
+        Symmetric filter, applied along both axes.
+    factor : int
+        q, at most M + 1.
+    margin : int
+        Pixels put before the image.
+    binned : ndarray, shape (ny, nx), float32
+        Filled: sample (y, x) is that of pixel (q y - margin, q x - margin).
+
+    Returns
+    -------
+    int
+        Samples that are not finite.
     """
-    n_rows = min(rows.shape[0], columns.shape[1] - first_row)
-    columns[:, first_row : first_row + n_rows] = rows[:n_rows, : columns.shape[0]].T
+    image = image_bytes.view(IMAGE_DTYPES[mode])
+    for axis in range(2):
+        n, size = binned.shape[axis], image.shape[axis]
+        length = factor * (n - 1) + len(taps)
+        pixels = np.clip(np.arange(length) - margin - len(taps) // 2, 0, size - 1)
+        image = _filter_axis(image.take(pixels, axis), taps, factor, np.arange(n), axis)
+    binned[:] = image
+    return int(np.count_nonzero(~np.isfinite(binned)))
+
+
+def _filter_axis(image: Array, taps: Array, factor: int, samples: Array, axis: int) -> Array:
+    """Return the sums of taps times pixels from q times each sample on; the axis is a ring."""
+    size = image.shape[axis]
+    found: Array = sum(
+        tap * image.take((factor * samples + i) % size, axis).astype(np.float64)
+        for i, tap in enumerate(taps)
+    )
+    return found
+
+
+def cut_binned(
+    images: list[Array],
+    modes: Sequence[int],
+    binned: list[Array],
+    corners: Array,
+    taps: Array,
+    factor: int,
+    margin: int,
+    windows: Array,
+) -> None:
+    """Cut filtered windows out of filtered images; filter their ends alone, joined to a ring.
+
+    Parameters
+    ----------
+    images, modes
+        k tilt images as for `copy_rows`.
+    binned : list of ndarray, shape (ny, nx), float32
+        The same images, filtered by `bin_image` with these `taps`, `factor` and `margin`.
+    corners : ndarray, shape (k, 2), int64
+        Pixel (x, y) of the tilt image that is each window's first.
+    taps, factor, margin
+        As for `bin_image`; the margin is a multiple of the factor.
+    windows : ndarray, shape (k or more, n, n), float32
+        The first k are filled: windows of q n pixels, convolved with the filter as if they were
+        periodic, at the pixels (-corner) mod q, then every q-th.
+    """
+    n, reach = windows.shape[1], len(taps) // 2
+    size = factor * n
+    for image_bytes, mode, small, corner, window in zip(
+        images, modes, binned, corners, windows, strict=False
+    ):
+        image = image_bytes.view(IMAGE_DTYPES[mode])
+        first = -corner % factor
+        x, y = (corner + first + margin) // factor
+        window[:] = small[y : y + n, x : x + n]
+        rows, columns = (
+            np.clip(corner[axis] + np.arange(size), 0, image.shape[1 - axis] - 1) for axis in (1, 0)
+        )
+        pixels = np.roll(image[rows[:, None], columns], tuple(reach - first[::-1]), axis=(0, 1))
+        at = first[:, None] + factor * np.arange(n)
+        x_ends, y_ends = (np.flatnonzero((a < reach) | (a + reach >= size)) for a in at)
+        everywhere = np.arange(n)
+        for y_samples, x_samples in ((everywhere, x_ends), (y_ends, everywhere)):
+            lines = _filter_axis(pixels, taps, factor, y_samples, 0)
+            window[np.ix_(y_samples, x_samples)] = _filter_axis(lines, taps, factor, x_samples, 1)
 
 
 def join_rows(parts_fs: Array, factors: Array, first_row: int, columns: Array) -> None:
