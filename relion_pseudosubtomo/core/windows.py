@@ -48,7 +48,7 @@ class WindowTransform:
     Attributes
     ----------
     windows : ndarray, shape (n_frames, height, width), float32
-        With `cut_before`: the pixels. Only one call sees them.
+        With `cut_before`: the pixels, to be filled before each call, which destroys them.
     columns : ndarray, shape (n_frames, s/2 + 1, s0), complex64
         Result of `transform`: [frame, kx, ky], origin at the window's corner, not normalised.
     """

@@ -454,6 +454,21 @@ def test_a_call_may_have_fewer_frames(window: int, circle_precrop: bool) -> None
 
 
 @pytest.mark.parametrize("window", [20, 230, 301])
+def test_windows_that_are_cut_before(window: int) -> None:
+    """The same as if they were cut here, again and again, for as many frames as there are."""
+    images = [image.view(np.uint8) for image in random_images(16)[:2]]
+    given = WindowTransform((window, window), 16, n_frames=3, cut_before=True)
+    whole = WindowTransform((window, window), 16, n_frames=3)
+    for corners in (np.array([(-3, -2), (40, 35)]), np.array([(10, 20), (-5, 30)])):
+        kernels.copy_rows(images, [2, 2], corners, 0, given.windows)
+        given.transform_windows(2)
+        whole.transform(images, [2, 2], corners)
+        size = np.abs(whole.columns).max()
+        np.testing.assert_allclose(given.columns, whole.columns, rtol=0, atol=1e-6 * size)
+    assert size > 0
+
+
+@pytest.mark.parametrize("window", [20, 230, 301])
 @pytest.mark.parametrize("circle_precrop", [False, True])
 def test_window_transform_counts_what_is_not_finite(window: int, circle_precrop: bool) -> None:
     """Each pixel of the window once, however many blocks the window is transformed in."""

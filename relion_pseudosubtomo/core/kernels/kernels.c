@@ -476,14 +476,13 @@ mend_columns(const ps_image *image, const ps_filter *filter, const window_axis *
     const int64_t q = filter->factor, length = line_length(filter, n), stride = length + PS_LINE_GAP;
     const int64_t from = y_axis->first - filter->taps / 2;
     const float *lines[PS_MAX_TAPS];
-    float *row = scratch, *column = scratch, *strip = scratch + 2 * length;
+    float *row = scratch, *strip = scratch + 2 * length, *column = strip + x_axis->width * stride;
     for (int64_t r = 0; r < length; r++) {
         int64_t y = y_axis->corner + wrap(from + r, y_axis->size);
         prefetch_ends(image, x_axis, y + PS_ENDS_AHEAD);
         copy_ring(image, x_axis, y, x_axis->from, x_axis->width, row);
         for (int64_t i = 0; i < x_axis->width; i++) strip[i * stride + r] = row[i];
     }
-    column = strip + x_axis->width * stride;
     for (int64_t e = 0; e < x_axis->count; e++) {
         for (int64_t i = 0; i < filter->taps; i++) lines[i] = strip + (q * e + i) * stride;
         filter_lines(lines, filter, n, scratch, column);
