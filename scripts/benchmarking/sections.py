@@ -40,7 +40,7 @@ ZARR_FEWER = 4
 
 #: Particles that are compared with and without --prebin.
 N_COMPARED = 8
-PREBIN_RMS_LIMIT = 0.002
+PREBIN_RMS_LIMIT = 0.0005
 
 SMALL_SIZE = Size(image_size_xy=(512, 480), n_tilts=41, thickness=200)
 SMALL_JOB = Configuration("small", "64/32/4, 3D", 64, 32, 4)
