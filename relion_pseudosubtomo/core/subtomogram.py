@@ -209,7 +209,9 @@ class ParticleExtractor:
         self._gain = np.ones(half)
         if settings.prebin > 1:
             taps = filter_taps(settings.prebin, settings.binning)
-            self._gain = settings.prebin / filter_response(taps, np.arange(half), settings.window)
+            self._gain = settings.prebin / filter_response(
+                taps, np.arange(float(half)), settings.window
+            )
         self._slices_fs = self._zeros(half, s)
         self._mask: ImageMask | None = None
         if settings.real_space_round_trip:
