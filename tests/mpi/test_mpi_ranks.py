@@ -77,6 +77,19 @@ def test_a_tomogram_is_split_where_ranks_would_idle(workdir: Path, launcher: Lau
     assert_same_results(Path("PS/whole"), Path("PS/split"))
 
 
+def test_prebinned_tomograms_agree(workdir: Path, launcher: Launcher) -> None:
+    """Which tomograms have their images binned does not depend on the ranks, nor does a byte."""
+    # windows so large that few particles are enough
+    box = ["--b", "96", "--crop", "24", "--bin", "4"]
+    words = [*OPTIMISATION_SET, *box, "--prebin", "--j", "1", "--o"]
+    assert run_serial(*words, "PS/serial").returncode == 0
+    done = run([*launcher.command(3), *words, "PS/ranks"], launcher.environment)
+    assert done.returncode == 0, done.stdout
+    assert "Prebinning by 2: " in done.stdout
+    assert "Prebinning by 2: 0 tomograms" not in done.stdout
+    assert_same_results(Path("PS/serial"), Path("PS/ranks"))
+
+
 def test_direct_entries_and_after_frame_alignment(workdir: Path, launcher: Launcher) -> None:
     """The manual's job, then one from the set it wrote with trajectories and other tomograms."""
     trajectories = next(workdir.rglob("motion.star"))
