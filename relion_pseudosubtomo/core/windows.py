@@ -11,7 +11,7 @@ from relion_pseudosubtomo.core import fft, kernels
 from relion_pseudosubtomo.core.masks import crop_circle
 
 #: Rows transformed at once: a block of input and output stays in the second-level cache.
-BLOCK_BYTES = 400_000
+BLOCK_BYTES = 800_000
 
 #: Small windows are done several a call, because threads wait for each other between calls; their
 #: pixels and columns stay in the second-level cache too.

@@ -415,7 +415,7 @@ def test_shift_cycles_of_odd_windows(window: int, box: int, binning: float) -> N
 # Windows
 
 
-@pytest.mark.parametrize("window", [20, 25, 230, 301])
+@pytest.mark.parametrize("window", [20, 25, 230, 460, 601])
 @pytest.mark.parametrize("n_frames", [1, 3])
 def test_window_transform(window: int, n_frames: int) -> None:
     """The low columns of the windows' transforms, in blocks of rows or several frames a call."""
@@ -436,7 +436,7 @@ def test_window_transform(window: int, n_frames: int) -> None:
     assert transform.nbytes >= transform.columns.nbytes
 
 
-@pytest.mark.parametrize("window", [20, 301])
+@pytest.mark.parametrize("window", [20, 301, 601])
 @pytest.mark.parametrize("circle_precrop", [False, True])
 def test_a_call_may_have_fewer_frames(window: int, circle_precrop: bool) -> None:
     """Two of three frames: as alone, bit for bit or nearly, the third keeps what it has."""
@@ -453,7 +453,7 @@ def test_a_call_may_have_fewer_frames(window: int, circle_precrop: bool) -> None
     assert not several.columns[2].any()
 
 
-@pytest.mark.parametrize("window", [20, 230, 301])
+@pytest.mark.parametrize("window", [20, 230, 460, 601])
 def test_windows_that_are_cut_before(window: int) -> None:
     """The same as if they were cut here, again and again, for as many frames as there are."""
     images = [image.view(np.uint8) for image in random_images(16)[:2]]
@@ -468,11 +468,11 @@ def test_windows_that_are_cut_before(window: int) -> None:
     assert size > 0
 
 
-@pytest.mark.parametrize("window", [20, 230, 301])
+@pytest.mark.parametrize("window", [20, 230, 460, 601])
 @pytest.mark.parametrize("circle_precrop", [False, True])
 def test_window_transform_counts_what_is_not_finite(window: int, circle_precrop: bool) -> None:
     """Each pixel of the window once, however many blocks the window is transformed in."""
-    image = np.zeros((400, 400), np.float32)
+    image = np.zeros((700, 700), np.float32)
     image[50 + window // 2, 60] = np.nan
     # the first row below the window, and the first column behind it
     image[50 + window, :] = image[:, 60 + window] = np.nan
