@@ -56,6 +56,7 @@ KERNEL_STAGES = {
     "unpack_rows": FORTH,
     "insert_slices": INSERTION,
     "unpack_volume": UNPACK,
+    "fold_rows": VOLUME,
 }
 #: Attribute of the extractor, or of what it holds, where a plan is kept -> stage.
 PLAN_STAGES = {

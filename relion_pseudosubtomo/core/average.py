@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core import kernels
 from relion_pseudosubtomo.core.noise import half_complex_radius
 
 Floats = NDArray[np.floating]
@@ -190,7 +190,7 @@ class SliceTarget:
     Attributes
     ----------
     volume : ndarray, shape (n + 3, n + 3, n/2 + 2, 4), float32
-        Packed volume, as from `make_packed_volume`.
+        Packed volume, as from `packed.make_packed_volume`.
     axes : ndarray, shape (n_frames, 2, 3), float64
         First two rows of P_f A_full: the slices' x and y axes in the structure, (x, y, z).
     """
@@ -216,11 +216,6 @@ class SliceTarget:
         kernels.insert_slices(
             slices, weights, frames, last_x, axes, np.ones(len(axes)), self.volume
         )
-
-
-def make_packed_volume(box: int) -> NDArray[np.float32]:
-    """Return an empty packed volume, as `kernels.insert_slices` needs it for box `box`."""
-    return fft.zeros((box + 3, box + 3, box // 2 + 2, 4), np.float32)
 
 
 def average_subtomograms(

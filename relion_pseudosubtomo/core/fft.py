@@ -33,6 +33,12 @@ def padded_columns(n_frames: int, n_columns: int, length: int) -> NDArray[np.com
     return zeros((n_frames, n_columns, length + 8), np.complex64)[:, :, :length]
 
 
+def padded_planes(n_planes: int, n_rows: int, length: int) -> NDArray[np.complex64]:
+    """Return zeroed planes of rows, [plane, row, place], apart as `padded_columns` are."""
+    planes = zeros((n_planes, n_rows * length + 8), np.complex64)
+    return planes[:, : n_rows * length].reshape(n_planes, n_rows, length)
+
+
 def plan_forward(source: NDArray, target: NDArray, axes: tuple[int, ...] = (-1,)) -> Plan:
     """Return a plan of the forward transform, real or complex by the arrays' types."""
     return _plan(source, target, axes, "FFTW_FORWARD")

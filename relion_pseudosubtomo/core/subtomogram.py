@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import fft, kernels
-from relion_pseudosubtomo.core.average import SliceTarget, make_packed_volume
+from relion_pseudosubtomo.core.average import SliceTarget
 from relion_pseudosubtomo.core.exact_windows import ScaledWindowTransform
 from relion_pseudosubtomo.core.frames import FrameTables
 from relion_pseudosubtomo.core.masks import ImageMask, image_mask
+from relion_pseudosubtomo.core.packed import CubeTransform, make_packed_volume
 from relion_pseudosubtomo.core.prebin import BinnedImages, filter_response, filter_taps
 from relion_pseudosubtomo.core.windows import (
     WindowTransform,
@@ -220,15 +221,9 @@ class ParticleExtractor:
             self._weights = fft.zeros((self._n_frames, half, s), np.float32)
         if not settings.stack2d:
             self._volume = make_packed_volume(n)
-            self._data_fs = fft.zeros((n, n, n // 2 + 1), np.complex64)
+            self._cube = CubeTransform(n)
             self._result = Subtomogram(
-                fft.zeros((n, n, n), np.float32), fft.zeros((2 * n, n, n // 2 + 1), np.float32)
-            )
-            # three passes of one axis each are faster than FFTW's estimated plan of all three
-            self._volume_plans = (
-                fft.plan_backward(self._data_fs, self._data_fs, (0,)),
-                fft.plan_backward(self._data_fs, self._data_fs, (1,)),
-                fft.plan_backward(self._data_fs, self._result.data, (2,)),
+                self._cube.data, fft.zeros((2 * n, n, n // 2 + 1), np.float32)
             )
 
     def _zeros(self, *shape: int) -> NDArray[np.complex64]:
@@ -348,12 +343,11 @@ class ParticleExtractor:
         result = self._result
         unitary = s / (n * np.sqrt(b)) * n**-1.5
         kernels.unpack_volume(
-            self._volume, unitary, self._data_fs, result.weight, result.multiplicity
+            self._volume, unitary, self._cube.data_fs, result.weight, result.multiplicity
         )
         if self.settings.cone is not None:
             self._weight_cone(view.particle_rotation)
-        for plan in self._volume_plans:
-            plan.execute()
+        self._cube.execute()
         return result
 
     def _weighted_slices(
@@ -447,7 +441,7 @@ class ParticleExtractor:
         assert self.settings.cone is not None
         angle, sig0 = self.settings.cone
         kernels.weight_cone(
-            self._data_fs,
+            self._cube.data_fs,
             self._result.weight,
             self._result.multiplicity,
             np.ascontiguousarray(particle_rotation),

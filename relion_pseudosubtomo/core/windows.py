@@ -164,9 +164,17 @@ def join_factors(window: int, n_columns: int, parts: int) -> NDArray[np.float32]
         turn = np.exp(-2j * np.pi * k / window)
         part = np.exp(-4j * np.pi * np.arange(parts)[:, None] * k / window) / 2
         near, far = part * (1 - 1j * turn), part * (1 + 1j * turn)
+    return factor_pairs(near, far)
+
+
+def factor_pairs(near: NDArray[np.complexfloating], far: NDArray[np.complexfloating]) -> NDArray:
+    """Return complex factors, shape (..., n), of numbers and of the conjugates of others.
+
+    Laid out as `kernels.join_rows` and `kernels.fold_rows` multiply them: (..., 4, n, 2), float32.
+    """
     pairs = (near.real, near.real), (-near.imag, near.imag), (far.real, -far.real)
     columns = [np.stack(pair, axis=-1) for pair in (*pairs, (far.imag, far.imag))]
-    return np.ascontiguousarray(np.stack(columns, axis=1), np.float32)
+    return np.ascontiguousarray(np.stack(columns, axis=-3), np.float32)
 
 
 def window_corners(image_points: NDArray[np.floating], window: int) -> NDArray[np.int64]:

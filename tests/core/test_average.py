@@ -12,9 +12,9 @@ from relion_pseudosubtomo.core.average import (
     SliceTarget,
     average_stacks,
     average_subtomograms,
-    make_packed_volume,
 )
 from relion_pseudosubtomo.core.fsc import fourier_shell_correlation, shells_up_to
+from relion_pseudosubtomo.core.packed import make_packed_volume
 from relion_pseudosubtomo.simulate.structure import (
     Structure,
     make_structure,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import kernels
 from relion_pseudosubtomo.core.kernels import numpy_twin
-from relion_pseudosubtomo.core.windows import join_factors, split_row
+from relion_pseudosubtomo.core.windows import factor_pairs, join_factors, split_row
 
 if not kernels.IS_COMPILED:
     pytest.skip("the kernels were built without a C compiler", allow_module_level=True)
@@ -290,6 +290,27 @@ def test_joined_rows_that_do_not_fit_are_left_out(first_row: int) -> None:
     assert not found[2].any()
 
 
+# fold_rows
+
+
+def fold_factors(n: int) -> NDArray[np.float32]:
+    """Return the factors of rows of n real numbers."""
+    turn = 1j * np.exp(2j * np.pi * np.arange(n // 2) / n)
+    return factor_pairs(1 + turn, 1 - turn)
+
+
+@pytest.mark.parametrize("n", [2, 4, 16, 22, 64])
+@pytest.mark.parametrize("module", [kernels, numpy_twin])
+def test_folded_rows_transform_to_the_real_row(module: Any, n: int) -> None:
+    """Also with planes further apart, and where the first and last number are not real."""
+    wide = random_complex(np.random.default_rng(n), 3, 5 * (n // 2 + 1) + 8)
+    rows_fs = wide[:, : 5 * (n // 2 + 1)].reshape(3, 5, n // 2 + 1)
+    rows = np.empty((3, 5, n // 2), np.complex64)
+    module.fold_rows(rows_fs, fold_factors(n), rows)
+    found = np.fft.ifft(rows, norm="forward").astype(np.complex64).view(np.float32)
+    assert_close(found, np.fft.irfft(rows_fs, n, norm="forward").astype(np.float32), 1e-6)
+
+
 # weight_slices
 
 #: Places of arguments of `weight_slices`.
@@ -480,8 +501,9 @@ def test_unpack_volume(n: int) -> None:
     outputs = []
     for unpack in (kernels.unpack_volume, numpy_twin.unpack_volume):
         volume = packed.copy()
-        data = np.empty((n, n, n // 2 + 1), np.complex64)
-        weight, multiplicity = (np.empty(data.shape, np.float32) for _ in range(2))
+        data = np.full((n, n * (n // 2 + 1) + 8), 7, np.complex64)
+        data = data[:, :-8].reshape(n, n, n // 2 + 1)
+        weight, multiplicity = (np.full(data.shape, 7, np.float32) for _ in range(2))
         unpack(volume, 0.37, data, weight, multiplicity)
         assert not volume.any()
         outputs.append((data, weight, multiplicity))
@@ -497,10 +519,10 @@ def test_weight_cone(n: int) -> None:
     """The same three arrays for a tilted cone."""
     rng = np.random.default_rng(n)
     rotation = np.ascontiguousarray(np.linalg.qr(rng.normal(size=(3, 3)))[0])
-    data = random_complex(rng, n, n, n // 2 + 1)
+    data = random_complex(rng, n, n * (n // 2 + 1) + 8)[:, :-8].reshape(n, n, n // 2 + 1)
     weight, multiplicity = (rng.uniform(size=data.shape).astype(np.float32) for _ in range(2))
-    found = [a.copy() for a in (data, weight, multiplicity)]
     expected = [a.copy() for a in (data, weight, multiplicity)]
+    found = [data, weight.copy(), multiplicity.copy()]
     kernels.weight_cone(*found, rotation, 0.4, 1.5)
     numpy_twin.weight_cone(*expected, rotation, 0.4, 1.5)
     for a, b in zip(found, expected, strict=True):
@@ -570,6 +592,16 @@ def call_insert_slices(frames: tuple[int, ...] = (0, 2), **shapes: tuple[int, ..
         empty(*sizes["scales"], dtype=np.float64),
         empty(*sizes["volume"]),
     )
+
+
+def call_fold_rows(
+    rows_fs: tuple[int, ...] = (3, 4, 6),
+    factors: tuple[int, ...] = (4, 5, 2),
+    rows: tuple[int, ...] = (3, 4, 5),
+) -> None:
+    """Call `fold_rows` with given shapes; the defaults fit."""
+    given, folded = (empty(*shape, dtype=np.complex64) for shape in (rows_fs, rows))
+    kernels.fold_rows(given, empty(*factors), folded)
 
 
 def call_unpack_volume(
@@ -749,6 +781,15 @@ MISFITS: dict[str, Callable[[], None]] = {
     "volume that is no cube": lambda: call_insert_slices(volume=(9, 10, 5, 4)),
     "volume without half": lambda: call_insert_slices(volume=(9, 9, 9, 4)),
     "volume of other values": lambda: call_insert_slices(volume=(9, 9, 5, 5)),
+    "folded rows of other planes": lambda: call_fold_rows(rows_fs=(2, 4, 6)),
+    "folded rows, fewer": lambda: call_fold_rows(rows_fs=(3, 3, 6)),
+    "folded rows, longer": lambda: call_fold_rows(rows_fs=(3, 4, 7)),
+    "folding factors": lambda: call_fold_rows(factors=(4, 6, 2)),
+    "rows that lie across": lambda: kernels.fold_rows(
+        empty(3, 6, 4, dtype=np.complex64).swapaxes(1, 2),
+        empty(4, 5, 2),
+        empty(3, 4, 5, dtype=np.complex64),
+    ),
     "unpacked data": lambda: call_unpack_volume(data=(6, 6, 5)),
     "unpacked weight, y": lambda: call_unpack_volume(weight=(6, 7, 4)),
     "unpacked weight, z": lambda: call_unpack_volume(weight=(7, 6, 4)),
@@ -776,6 +817,7 @@ def test_sizes_that_fit_are_accepted() -> None:
     call_pack_rows()
     call_insert_slices()
     call_copy_rows()
+    call_fold_rows()
     call_unpack_volume()
     call_weight_cone()
     call_bin_image()
@@ -799,6 +841,7 @@ def test_the_twins_have_the_compiled_names() -> None:
         "copy_rows",
         "crop_pairs",
         "cut_binned",
+        "fold_rows",
         "insert_slices",
         "join_rows",
         "mask_pairs",

@@ -28,6 +28,7 @@ copy_rows = active.copy_rows
 bin_image = active.bin_image
 cut_binned = active.cut_binned
 join_rows = active.join_rows
+fold_rows = active.fold_rows
 weight_slices = active.weight_slices
 pack_rows = active.pack_rows
 unpack_rows = active.unpack_rows
@@ -44,6 +45,7 @@ __all__ = [
     "copy_rows",
     "crop_pairs",
     "cut_binned",
+    "fold_rows",
     "insert_slices",
     "join_rows",
     "mask_pairs",

@@ -39,6 +39,8 @@ cdef extern from "kernels.h" nogil:
     void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t length,
                       const float *factors, int64_t n_columns, int64_t first_row,
                       int64_t column_stride, float *columns)
+    void ps_fold_rows(const float *rows_fs, int64_t n_rows, int64_t n, const float *factors,
+                      float *rows)
     void ps_weight_slice(const float *columns, int64_t column_length, int64_t s,
                          const float *ramp_x, const float *ramp_y, float sign, const ps_ctf *ctf,
                          const double *kx, const double *ky, const float *gain,
@@ -54,9 +56,9 @@ cdef extern from "kernels.h" nogil:
     void ps_insert_slice(const float *slice, const float *weight, int64_t s,
                          const int32_t *last_x, const double *u, const double *v, double scale,
                          int64_t n, float *volume)
-    void ps_unpack_volume(float *volume, int64_t n, float scale, float *data, float *weight,
-                          float *multiplicity)
-    void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n,
+    void ps_unpack_volume(float *volume, int64_t n, float scale, int64_t plane, float *data,
+                          float *weight, float *multiplicity)
+    void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n, int64_t plane,
                         const double *rotation, double slope, double sig0)
 
 
@@ -90,10 +92,12 @@ cdef int _need_table(const float[:, :, ::1] table, const int64_t[::1] frames, in
     return _need(table.shape[1] == half and table.shape[2] == s)
 
 
-cdef int _need_volumes(float complex[:, :, ::1] data, float[:, :, ::1] weight,
+cdef int _need_volumes(float complex[:, :, :] data, float[:, :, ::1] weight,
                        float[:, :, ::1] multiplicity, int64_t n) except -1:
     return _need(n > 0 and n % 2 == 0
                  and data.shape[0] == n and data.shape[1] == n and data.shape[2] == n // 2 + 1
+                 and data.strides[0] >= n * data.strides[1] and data.strides[1] == 8 * (n // 2 + 1)
+                 and data.strides[2] == 8
                  and weight.shape[0] == n and weight.shape[1] == n
                  and weight.shape[2] == n // 2 + 1
                  and multiplicity.shape[0] == n and multiplicity.shape[1] == n
@@ -220,6 +224,19 @@ def join_rows(const float complex[:, :, :, ::1] parts_fs, const float[:, :, :, :
                          columns.strides[1] // 8, <float *>&columns[i, 0, 0])
 
 
+def fold_rows(const float complex[:, :, :] rows_fs, const float[:, :, ::1] factors,
+              float complex[:, :, ::1] rows):
+    cdef int64_t n_rows = rows.shape[1], half = rows.shape[2], i
+    _need(n_rows > 0 and half > 0 and rows_fs.shape[0] == rows.shape[0]
+          and rows_fs.shape[1] == n_rows and rows_fs.shape[2] == half + 1
+          and rows_fs.strides[1] == 8 * (half + 1) and rows_fs.strides[2] == 8
+          and factors.shape[0] == 4 and factors.shape[1] == half and factors.shape[2] == 2)
+    with nogil:
+        for i in range(rows.shape[0]):
+            ps_fold_rows(<const float *>&rows_fs[i, 0, 0], n_rows, 2 * half, &factors[0, 0, 0],
+                         <float *>&rows[i, 0, 0])
+
+
 def weight_slices(const float complex[:, :, ::1] columns, const int64_t[::1] frames,
                   const float complex[:, ::1] ramp_x, const float complex[:, ::1] ramp_y,
                   float sign, const double[:, ::1] ctf, const double[::1] kx,
@@ -328,17 +345,17 @@ def insert_slices(const float complex[:, :, ::1] slices, const float[:, :, ::1] 
                             &axes[f, 0, 0], &axes[f, 1, 0], scales[f], n, &volume[0, 0, 0, 0])
 
 
-def unpack_volume(float[:, :, :, ::1] volume, float scale, float complex[:, :, ::1] data,
+def unpack_volume(float[:, :, :, ::1] volume, float scale, float complex[:, :, :] data,
                   float[:, :, ::1] weight, float[:, :, ::1] multiplicity):
     cdef int64_t n = volume.shape[0] - 3
     _need(volume.shape[1] == n + 3 and volume.shape[2] == n // 2 + 2 and volume.shape[3] == 4)
     _need_volumes(data, weight, multiplicity, n)
     with nogil:
-        ps_unpack_volume(&volume[0, 0, 0, 0], n, scale, <float *>&data[0, 0, 0],
-                         &weight[0, 0, 0], &multiplicity[0, 0, 0])
+        ps_unpack_volume(&volume[0, 0, 0, 0], n, scale, data.strides[0] // 8,
+                         <float *>&data[0, 0, 0], &weight[0, 0, 0], &multiplicity[0, 0, 0])
 
 
-def weight_cone(float complex[:, :, ::1] data, float[:, :, ::1] weight,
+def weight_cone(float complex[:, :, :] data, float[:, :, ::1] weight,
                 float[:, :, ::1] multiplicity, const double[:, ::1] rotation, double slope,
                 double sig0):
     cdef int64_t n = data.shape[0]
@@ -346,4 +363,4 @@ def weight_cone(float complex[:, :, ::1] data, float[:, :, ::1] weight,
     _need_volumes(data, weight, multiplicity, n)
     with nogil:
         ps_weight_cone(<float *>&data[0, 0, 0], &weight[0, 0, 0], &multiplicity[0, 0, 0], n,
-                       &rotation[0, 0], slope, sig0)
+                       data.strides[0] // 8, &rotation[0, 0], slope, sig0)

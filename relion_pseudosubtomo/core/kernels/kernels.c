@@ -335,6 +335,20 @@ void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t 
     }
 }
 
+/* Folds half-complex rows of n / 2 + 1 numbers into n / 2, whose backward transform is the real row:
+ * out[k] = a[k] z[k] + b[k] conj(z[n / 2 - k]), the factors laid out as for joining. */
+PS_CLONES
+void ps_fold_rows(const float *rows_fs, int64_t n_rows, int64_t n, const float *factors, float *rows)
+{
+    for (int64_t r = 0; r < n_rows; r++) {
+        const float *z = rows_fs + r * (n + 2);
+        float *out = rows + r * n;
+        join_row(z, 1, n / 2, factors, n / 2, out);
+        out[0] = z[0] + z[n]; /* of the first and the last only the real part counts */
+        out[1] = z[0] - z[n];
+    }
+}
+
 /* ---- prebinned images ------------------------------------------------------------------------ */
 
 typedef float sixteen_floats __attribute__((vector_size(64), aligned(4), may_alias));
@@ -895,24 +909,27 @@ static void mirror_first_plane(float *volume, int64_t n)
 /* Splits the packed volume into half-complex data (times scale and the sign that puts the origin at the
  * centre), weight and multiplicity in FFTW order, and clears it for the next particle, row by row. */
 PS_CLONES
-void ps_unpack_volume(float *volume, int64_t n, float scale, float *data, float *weight,
-                      float *multiplicity)
+void ps_unpack_volume(float *volume, int64_t n, float scale, int64_t plane, float *data,
+                      float *weight, float *multiplicity)
 {
-    int64_t half = n / 2 + 1, border = n / 2 + 1;
+    const int64_t half = n / 2 + 1, border = half;
     mirror_first_plane(volume, n);
     for (int64_t iz = 0; iz < n + 3; iz++) {
         for (int64_t iy = 0; iy < n + 3; iy++) {
-            float *in = volume + (iz * (n + 3) + iy) * (half + 1) * 4;
+            float *restrict in = volume + (iz * (n + 3) + iy) * (half + 1) * 4;
             int64_t jz = iz - border, jy = iy - border;
             if (jz >= -n / 2 && jz < n / 2 && jy >= -n / 2 && jy < n / 2) {
-                int64_t z = jz < 0 ? jz + n : jz, y = jy < 0 ? jy + n : jy, line = (z * n + y) * half;
+                int64_t z = jz < 0 ? jz + n : jz, y = jy < 0 ? jy + n : jy;
+                float *restrict d = data + 2 * (z * plane + y * half);
+                float *restrict w = weight + (z * n + y) * half;
+                float *restrict m = multiplicity + (z * n + y) * half;
                 float sign = (z + y) & 1 ? -scale : scale;
                 for (int64_t x = 0; x < half; x++) {
                     float signed_scale = x & 1 ? -sign : sign;
-                    data[2 * (line + x)] = in[4 * x] * signed_scale;
-                    data[2 * (line + x) + 1] = in[4 * x + 1] * signed_scale;
-                    weight[line + x] = in[4 * x + 2];
-                    multiplicity[line + x] = in[4 * x + 3];
+                    d[2 * x] = in[4 * x] * signed_scale;
+                    d[2 * x + 1] = in[4 * x + 1] * signed_scale;
+                    w[x] = in[4 * x + 2];
+                    m[x] = in[4 * x + 3];
                 }
             }
             memset(in, 0, (size_t)((half + 1) * 4) * sizeof(float));
@@ -922,14 +939,14 @@ void ps_unpack_volume(float *volume, int64_t n, float scale, float *data, float 
 
 /* The transform of the finished real volume is Hermitian in its last plane, x = n/2; what was inserted
  * need not be. */
-static void make_last_plane_hermitian(float *data, int64_t n)
+static void make_last_plane_hermitian(float *data, int64_t n, int64_t plane)
 {
     int64_t half = n / 2 + 1;
     for (int64_t z = 0; z <= n / 2; z++) {
         for (int64_t y = 0; y < n; y++) {
             int64_t mz = (n - z) % n, my = (n - y) % n;
-            float *a = data + 2 * ((z * n + y) * half + n / 2);
-            float *b = data + 2 * ((mz * n + my) * half + n / 2);
+            float *a = data + 2 * (z * plane + y * half + n / 2);
+            float *b = data + 2 * (mz * plane + my * half + n / 2);
             float re = 0.5f * (a[0] + b[0]), im = 0.5f * (a[1] - b[1]);
             a[0] = b[0] = re;
             a[1] = im;
@@ -939,11 +956,11 @@ static void make_last_plane_hermitian(float *data, int64_t n)
 }
 
 /* Multiplies data, weight and multiplicity by the cone weight (spec 2.9). */
-void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n,
+void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n, int64_t plane,
                     const double *rotation, double slope, double sig0)
 {
     const double *a = rotation;
-    make_last_plane_hermitian(data, n);
+    make_last_plane_hermitian(data, n, plane);
     for (int64_t z = 0; z < n; z++) {
         double kz = (double)(z < n / 2 ? z : z - n);
         for (int64_t y = 0; y < n; y++) {
@@ -956,8 +973,9 @@ void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n,
                 double t = sqrt(rx * rx + ry * ry) / (fabs(rz) * slope + sig0);
                 float m = (float)(1.0 - exp(-0.5 * t * t));
                 int64_t i = (z * n + y) * (n / 2 + 1) + x;
-                data[2 * i] *= m;
-                data[2 * i + 1] *= m;
+                float *d = data + 2 * (z * plane + y * (n / 2 + 1) + x);
+                d[0] *= m;
+                d[1] *= m;
                 weight[i] *= m;
                 multiplicity[i] *= m;
             }

@@ -48,6 +48,8 @@ void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t 
                   const float *factors, int64_t n_columns, int64_t first_row, int64_t column_stride,
                   float *columns);
 
+void ps_fold_rows(const float *rows_fs, int64_t n_rows, int64_t n, const float *factors, float *rows);
+
 void ps_weight_slice(const float *columns, int64_t column_length, int64_t s, const float *ramp_x,
                      const float *ramp_y, float sign, const ps_ctf *ctf, const double *kx,
                      const double *ky, const float *gain, const double *even, const float *odd,
@@ -67,10 +69,11 @@ void ps_crop_pairs(const float *pairs, int64_t s, int64_t n, float *image);
 void ps_insert_slice(const float *slice, const float *weight, int64_t s, const int32_t *last_x,
                      const double *u, const double *v, double scale, int64_t n, float *volume);
 
-void ps_unpack_volume(float *volume, int64_t n, float scale, float *data, float *weight,
+/* In these two data has planes of that many complex numbers, at least n * (n / 2 + 1). */
+void ps_unpack_volume(float *volume, int64_t n, float scale, int64_t plane, float *data, float *weight,
                       float *multiplicity);
 
-void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n,
+void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n, int64_t plane,
                     const double *rotation, double slope, double sig0);
 
 #endif

@@ -173,6 +173,27 @@ def join_rows(parts_fs: Array, factors: Array, first_row: int, columns: Array) -
     columns[:n_frames, :, first_row : first_row + n_rows] = joined.swapaxes(1, 2)
 
 
+def fold_rows(rows_fs: Array, factors: Array, rows: Array) -> None:
+    """Fold half-complex rows to half as many numbers, whose backward transform is the real row.
+
+    Parameters
+    ----------
+    rows_fs : ndarray, shape (n_planes, n_rows, n/2 + 1), complex64
+        Rows z follow each other within a plane. Of the first and the last number of each only the
+        real part counts.
+    factors : ndarray, shape (4, n/2, 2), float32
+        Complex factors a and b of z[j] and conj(z[n/2 - j]), laid out as for `join_rows`.
+    rows : ndarray, shape (n_planes, n_rows, n/2), complex64
+        Filled.
+    """
+    half = rows.shape[2]
+    a = factors[0, :, 0] + 1j * factors[1, :, 1]
+    b = factors[2, :, 0] + 1j * factors[3, :, 0]
+    z = rows_fs.copy()
+    z[:, :, [0, half]] = z[:, :, [0, half]].real
+    rows[:] = a * z[:, :, :half] + b * z[:, :, half:0:-1].conj()
+
+
 def weight_slices(
     columns: Array,
     frames: Array,
