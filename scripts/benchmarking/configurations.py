@@ -96,6 +96,10 @@ CONFIGURATIONS = {
 }  # fmt: skip
 
 
+#: How the name of a way ends whose particles are written.
+WRITTEN = ", written"
+
+
 @dataclass(frozen=True)
 class Way:
     """How a job is run.
@@ -118,7 +122,7 @@ class Way:
         workers = f"{self.ranks} ranks" if self.ranks > 1 else f"{self.threads} threads"
         if self.threads == self.ranks == 1:
             workers = "1 thread"
-        return f"{workers}, written" if self.writing else workers
+        return workers + WRITTEN if self.writing else workers
 
 
 ONE_THREAD, TWO_THREADS, TWO_RANKS = Way(1), Way(2), Way(1, ranks=2)

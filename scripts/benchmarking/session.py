@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .configurations import FLOAT32, Configuration, Way
+from .configurations import FLOAT32, WRITTEN, Configuration, Way
 from .data import Picks, Project, Size
 from .processes import BenchmarkError, Usage, median_usage, run_command
 
@@ -123,10 +123,16 @@ class Session:
         """
         n = self.settings.repeats if repeats is None else repeats
         sections = list(dict.fromkeys(key.section for key in self._waiting))
-        # a section's floor and rivals right after it
-        ordered = sorted(self._waiting.items(), key=lambda item: sections.index(item[0].section))
+
+        def place(key: Key) -> tuple[int, bool]:
+            # a section's floor and rivals right after it; what writes last, as its deleted files
+            # keep the disk busy for a while
+            return sections.index(key.section), key.way.endswith(WRITTEN)
+
+        ordered = sorted(self._waiting.items(), key=lambda item: place(item[0]))
         for repeat in range(n):
             for key, measure in ordered:
+                os.sync()  # the disk is at rest
                 try:
                     usage = measure()
                 except BenchmarkError as error:  # the other figures are still worth having
