@@ -5,8 +5,9 @@
 
 The program itself runs, in this process and on the benchmark's data; its kernels, its plans and its
 writer are replaced by ones that look at the clock. Which of them belongs to which stage stands in
-three tables below: a kernel or plan that they do not know gets a row of its own. Looking at the
-clock takes a microsecond each time, some 2 ms a particle, and is part of the last row but two.
+three tables below: a kernel or plan that they do not know gets a row of its own. What the program
+does in one call is done in several here, so that each can be timed. Looking at the clock takes a
+microsecond each time, some 2 ms a particle, and is part of the last row but two.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from benchmarking.data import Project, Size, default_directory
 
 from relion_pseudosubtomo import cli
 from relion_pseudosubtomo.core import fft, kernels, subtomogram
+from relion_pseudosubtomo.core.kernels import numpy_twin
+from relion_pseudosubtomo.core.kernels.numpy_twin import transform_windows
 from relion_pseudosubtomo.io import mrc
 
 CUT = "cut windows"
@@ -154,13 +157,24 @@ def name_plans(owner: Any) -> None:
 
 
 def _timed_kernel(clock: Clock, name: str) -> Callable[..., Any]:
-    """Return a kernel that looks at the clock."""
-    kernel = getattr(kernels, name)
+    """Return a kernel that looks at the clock; the plans it is given look at it themselves."""
 
     def find_stage() -> str:
         return KERNEL_STAGES.get(name, f"kernel {name}")
 
-    return clock.time(kernel, find_stage)
+    timed = clock.time(getattr(kernels, name), find_stage)
+
+    def execute_between(
+        *arguments: Any, before: TimedPlan | None = None, after: TimedPlan | None = None
+    ) -> Any:
+        if before is not None:
+            before.execute()
+        result = timed(*arguments)
+        if after is not None:
+            after.execute()
+        return result
+
+    return execute_between
 
 
 def instrument(clock: Clock, patches: ExitStack) -> None:
@@ -168,7 +182,11 @@ def instrument(clock: Clock, patches: ExitStack) -> None:
     enter = patches.enter_context
     for name in kernels.__all__:
         if callable(getattr(kernels, name)):
-            enter(patch.object(kernels, name, _timed_kernel(clock, name)))
+            timed = _timed_kernel(clock, name)
+            enter(patch.object(kernels, name, timed))
+            enter(patch.object(numpy_twin, name, timed))
+    # its twin calls the kernels that it consists of
+    enter(patch.object(kernels, "transform_windows", transform_windows))
     for name in ("plan_forward", "plan_backward"):
         make = getattr(fft, name)
 

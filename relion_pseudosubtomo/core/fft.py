@@ -1,4 +1,4 @@
-"""Fourier transforms: the only module that knows pyFFTW.
+"""Fourier transforms: the only module that makes pyFFTW's plans; kernels execute some of them.
 
 Plans are estimated, never measured: a measured plan differs from process to process in its last
 bits, also between a run and its restart (spec 4.2). Every plan uses one thread and belongs to one

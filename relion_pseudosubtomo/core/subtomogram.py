@@ -416,9 +416,13 @@ class ParticleExtractor:
         """Fill `_pairs_rs` with the central rows of images, masked; origin at (s/2, s/2)."""
         s = self.settings.box
         totals = self._slices_fs[:n_frames, 0, 0].real * np.float64(s * s)
-        self._to_columns[n_frames].execute()
-        kernels.pack_rows(self._columns_rs, self._edge, self._pairs_fs[:n_frames])
-        self._to_rows[n_frames].execute()
+        kernels.pack_rows(
+            self._columns_rs,
+            self._edge,
+            self._pairs_fs[:n_frames],
+            before=self._to_columns[n_frames],
+            after=self._to_rows[n_frames],
+        )
         mask = self._mask
         if mask is not None:
             kernels.mask_pairs(
@@ -433,9 +437,13 @@ class ParticleExtractor:
 
     def _to_fourier_space(self, n_frames: int) -> None:
         """Fill `_masked_fs` from the masked central rows; the other rows are zero."""
-        self._from_rows[n_frames].execute()
-        kernels.unpack_rows(self._pairs_fs[:n_frames], self._edge, self._gathered)
-        self._from_columns[n_frames].execute()
+        kernels.unpack_rows(
+            self._pairs_fs[:n_frames],
+            self._edge,
+            self._gathered,
+            before=self._from_rows[n_frames],
+            after=self._from_columns[n_frames],
+        )
 
     def _weight_cone(self, particle_rotation: Floats) -> None:
         assert self.settings.cone is not None

@@ -11,7 +11,7 @@ from relion_pseudosubtomo.core import fft, kernels
 from relion_pseudosubtomo.core.masks import crop_circle
 
 #: Rows transformed at once: a block of input and output stays in the second-level cache.
-BLOCK_BYTES = 800_000
+BLOCK_BYTES = 300_000
 
 #: Small windows are done several a call, because threads wait for each other between calls; their
 #: pixels and columns stay in the second-level cache too.
@@ -64,7 +64,6 @@ class WindowTransform:
     ) -> None:
         height, width = window_yx
         half = box // 2 + 1
-        self._height = height
         self._is_odd = width % 2 == 1
         self._parts, length = split_row(width, width if cut_before else box)
         in_one = n_frames > 1 or cut_before
@@ -116,24 +115,33 @@ class WindowTransform:
     def _transform(
         self, images: list[NDArray], modes: Sequence[int], corners: NDArray[np.int64]
     ) -> int:
-        n_bad, k = 0, len(images)
-        for row in range(0, self._height, self._block):
-            rows = self._rows[:, : self._height - row]
-            n_bad += kernels.copy_rows(images, modes, corners, row, rows, self._parts)
-            self._transform_rows(k, row)
-        self._column_plans[k].execute()
+        k = len(images)
+        n_bad: int = kernels.transform_windows(
+            images,
+            modes,
+            corners,
+            self._rows,
+            self._packed,
+            self._row_plans[k],
+            self._rows_fs,
+            self._factors,
+            self._gathered,
+            self._column_plans[k],
+        )
         return n_bad
 
     def transform_windows(self, k: int) -> None:
         """Fill `columns` from the first k of `windows`."""
-        self._transform_rows(k, 0)
-        self._column_plans[k].execute()
-
-    def _transform_rows(self, k: int, row: int) -> None:
         if self._is_odd:
             self._packed.real[:, :, 0] = self._rows
-        self._row_plans[k].execute()
-        kernels.join_rows(self._rows_fs[:k], self._factors, row, self._gathered)
+        kernels.join_rows(
+            self._rows_fs[:k],
+            self._factors,
+            0,
+            self._gathered,
+            before=self._row_plans[k],
+            after=self._column_plans[k],
+        )
 
 
 def split_row(window: int, box: int) -> tuple[int, int]:

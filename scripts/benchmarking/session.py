@@ -174,13 +174,17 @@ class Session:
     def add_configuration(self, configuration: Configuration, ways: Sequence[Way]) -> None:
         """Let a configuration wait, with both particle numbers, in several ways."""
         project = self.project(configuration.image_type)
-        tomograms = project.make_tomograms()
-        project.fill_page_cache()
+        # a tomogram a rank: few particles of a single one would all go to the same rank
+        most_ranks = max(way.ranks for way in ways)
+        tomograms = {k: project.make_tomograms(k) for k in range(1, most_ranks + 1)}
+        project.fill_page_cache(most_ranks)
         for n in self.settings.particles_of(configuration):
-            picks = project.make_picks(configuration, n)
-            self.note_picks(configuration, picks)
+            self.note_picks(configuration, project.make_picks(configuration, n))
             for way in ways:
-                self.add_job(configuration, way, project, picks.path, tomograms, n)
+                each = max(1, n // way.ranks)
+                picks = project.make_picks(configuration, each, way.ranks).path
+                job = tomograms[way.ranks]
+                self.add_job(configuration, way, project, picks, job, each * way.ranks)
 
     def note_picks(self, configuration: Configuration, picks: Picks) -> None:
         """Say what the particles of a configuration look like."""

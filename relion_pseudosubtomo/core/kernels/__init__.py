@@ -28,6 +28,7 @@ copy_rows = active.copy_rows
 bin_image = active.bin_image
 cut_binned = active.cut_binned
 join_rows = active.join_rows
+transform_windows = active.transform_windows
 fold_rows = active.fold_rows
 weight_slices = active.weight_slices
 pack_rows = active.pack_rows
@@ -51,6 +52,7 @@ __all__ = [
     "mask_pairs",
     "numpy_twin",
     "pack_rows",
+    "transform_windows",
     "unpack_rows",
     "unpack_volume",
     "weight_cone",

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport free, malloc
+from pyfftw.pyfftw cimport FFTW, execute_in_nogil, fftw_exe
 
 cdef extern from "kernels.h" nogil:
     enum:
@@ -78,6 +79,21 @@ cdef int _need(bint fits) except -1:
     return 0
 
 
+cdef int _prepare(FFTW plan, const void *source, const void *target, fftw_exe *prepared) except -1:
+    # NULL: an array that the kernel does not know
+    prepared._plan = NULL
+    if plan is not None:
+        prepared[0] = plan.get_fftw_exe()
+        _need((source == NULL or prepared._input_pointer == source)
+              and (target == NULL or prepared._output_pointer == target))
+    return 0
+
+
+cdef inline void _execute(fftw_exe *prepared) noexcept nogil:
+    if prepared._plan != NULL:
+        execute_in_nogil(prepared)
+
+
 cdef int _need_frames(const int64_t[::1] frames, int64_t n_frames, int64_t most) except -1:
     cdef int64_t i
     _need(0 < frames.shape[0] <= most)
@@ -138,10 +154,9 @@ cdef int _need_image(int64_t found) except -1:
     return 0
 
 
-def copy_rows(list images, modes, const int64_t[:, ::1] corners, int64_t first_row,
-              float[:, :, ::1] rows, int64_t parts=1):
-    cdef int64_t k = len(images), i, n_bad = 0, found = 0
-    cdef ps_image[MOST_FRAMES] views
+cdef int _view_windows(list images, modes, const int64_t[:, ::1] corners, float[:, :, ::1] rows,
+                       int64_t parts, ps_image *views) except -1:
+    cdef int64_t k = len(images), i
     _need(0 < k <= MOST_FRAMES and len(modes) == k and corners.shape[0] == k
           and corners.shape[1] == 2 and rows.shape[0] >= k and rows.shape[1] > 0
           and rows.shape[2] > 0
@@ -149,14 +164,31 @@ def copy_rows(list images, modes, const int64_t[:, ::1] corners, int64_t first_r
                               and rows.shape[2] <= 65536)))
     for i in range(k):
         _view_image(images[i], modes[i], &views[i])  # the list keeps it
+    return 0
+
+
+cdef int64_t _copy_rows(const ps_image *views, int64_t k, const int64_t[:, ::1] corners,
+                        int64_t first_row, int64_t n_rows, float[:, :, ::1] rows,
+                        int64_t parts) noexcept nogil:
+    # how many pixels are not finite; negative if an image cannot be read
+    cdef int64_t i, found, n_bad = 0
+    for i in range(k):
+        found = ps_copy_rows(&views[i], corners[i, 0], corners[i, 1] + first_row, parts,
+                             rows.shape[2], n_rows, &rows[i, 0, 0])
+        if found < 0:
+            return found
+        n_bad += found
+    return n_bad
+
+
+def copy_rows(list images, modes, const int64_t[:, ::1] corners, int64_t first_row,
+              float[:, :, ::1] rows, int64_t parts=1):
+    cdef int64_t k = len(images), n_bad
+    cdef ps_image[MOST_FRAMES] views
+    _view_windows(images, modes, corners, rows, parts, views)
     with nogil:
-        for i in range(k):
-            found = ps_copy_rows(&views[i], corners[i, 0], corners[i, 1] + first_row, parts,
-                                 rows.shape[2], rows.shape[1], &rows[i, 0, 0])
-            if found < 0:
-                break
-            n_bad += found
-    _need_image(found)
+        n_bad = _copy_rows(views, k, corners, first_row, rows.shape[1], rows, parts)
+    _need_image(n_bad)
     return n_bad
 
 
@@ -208,20 +240,77 @@ def cut_binned(list images, modes, list binned, const int64_t[:, ::1] corners,
     _need_image(found)
 
 
+cdef int _need_joined(const float complex[:, :, :, ::1] parts_fs,
+                      const float[:, :, :, ::1] factors, int64_t first_row,
+                      float complex[:, :, :] columns, int64_t k) except -1:
+    return _need(columns.shape[0] >= k > 0 and parts_fs.shape[0] >= k and columns.strides[2] == 8
+                 and 0 <= first_row < columns.shape[2] and parts_fs.shape[1] > 0
+                 and parts_fs.shape[2] > 0 and parts_fs.shape[3] > 0
+                 and factors.shape[0] == parts_fs.shape[2] and factors.shape[1] == 4
+                 and factors.shape[2] == columns.shape[1] and factors.shape[3] == 2
+                 and columns.shape[1] <= 4097)
+
+
+cdef void _join_rows(const float complex[:, :, :, ::1] parts_fs,
+                     const float[:, :, :, ::1] factors, int64_t first_row, int64_t n_rows,
+                     float complex[:, :, :] columns, int64_t k) noexcept nogil:
+    cdef int64_t i
+    for i in range(k):
+        ps_join_rows(<const float *>&parts_fs[i, 0, 0, 0], n_rows, parts_fs.shape[2],
+                     parts_fs.shape[3], &factors[0, 0, 0, 0], columns.shape[1], first_row,
+                     columns.strides[1] // 8, <float *>&columns[i, 0, 0])
+
+
 def join_rows(const float complex[:, :, :, ::1] parts_fs, const float[:, :, :, ::1] factors,
-              int64_t first_row, float complex[:, :, :] columns):
-    cdef int64_t k = parts_fs.shape[0], i
+              int64_t first_row, float complex[:, :, :] columns, FFTW before=None,
+              FFTW after=None):
+    cdef int64_t k = parts_fs.shape[0]
     cdef int64_t n_rows = min(parts_fs.shape[1], columns.shape[2] - first_row)
-    _need(columns.shape[0] >= k > 0 and columns.strides[2] == 8 and first_row >= 0 and n_rows > 0
-          and parts_fs.shape[2] > 0 and parts_fs.shape[3] > 0
-          and factors.shape[0] == parts_fs.shape[2] and factors.shape[1] == 4
-          and factors.shape[2] == columns.shape[1] and factors.shape[3] == 2
-          and columns.shape[1] <= 4097)
+    cdef fftw_exe rows_plan, columns_plan
+    _need_joined(parts_fs, factors, first_row, columns, k)
+    _prepare(before, NULL, &parts_fs[0, 0, 0, 0], &rows_plan)
+    _prepare(after, &columns[0, 0, 0], NULL, &columns_plan)
     with nogil:
-        for i in range(k):
-            ps_join_rows(<const float *>&parts_fs[i, 0, 0, 0], n_rows, parts_fs.shape[2],
-                         parts_fs.shape[3], &factors[0, 0, 0, 0], columns.shape[1], first_row,
-                         columns.strides[1] // 8, <float *>&columns[i, 0, 0])
+        _execute(&rows_plan)
+        _join_rows(parts_fs, factors, first_row, n_rows, columns, k)
+        _execute(&columns_plan)
+
+
+def transform_windows(list images, modes, const int64_t[:, ::1] corners, float[:, :, ::1] rows,
+                      float complex[:, :, :, ::1] parts, FFTW row_plan,
+                      const float complex[:, :, :, ::1] parts_fs,
+                      const float[:, :, :, ::1] factors, float complex[:, :, :] columns,
+                      FFTW column_plan):
+    cdef int64_t k = len(images), width = rows.shape[2], height = columns.shape[2], first = 0
+    cdef int64_t n_parts = parts.shape[2], block = rows.shape[1], i, r, x, n_rows
+    cdef int64_t found = 0, n_bad = 0
+    cdef bint is_odd = width % 2 == 1
+    cdef ps_image[MOST_FRAMES] views
+    cdef fftw_exe rows_prepared, columns_prepared
+    _view_windows(images, modes, corners, rows, n_parts, views)
+    _need_joined(parts_fs, factors, 0, columns, k)
+    _need(parts.shape[0] >= k and parts.shape[1] == block and parts_fs.shape[1] == block
+          and parts_fs.shape[2] == n_parts and parts_fs.shape[3] == parts.shape[3]
+          and n_parts * parts.shape[3] == (width if is_odd else width // 2)
+          and (is_odd or <void *>&rows[0, 0, 0] == <void *>&parts[0, 0, 0, 0]))
+    _prepare(row_plan, &parts[0, 0, 0, 0], &parts_fs[0, 0, 0, 0], &rows_prepared)
+    _prepare(column_plan, &columns[0, 0, 0], NULL, &columns_prepared)
+    with nogil:
+        while first < height and found >= 0:
+            n_rows = min(block, height - first)
+            found = _copy_rows(views, k, corners, first, n_rows, rows, n_parts)
+            n_bad += found
+            if is_odd:
+                for i in range(k):
+                    for r in range(n_rows):
+                        for x in range(width):
+                            parts[i, r, 0, x].real = rows[i, r, x]
+            _execute(&rows_prepared)
+            _join_rows(parts_fs, factors, first, n_rows, columns, k)
+            first += n_rows
+        _execute(&columns_prepared)
+    _need_image(found)
+    return n_bad
 
 
 def fold_rows(const float complex[:, :, :] rows_fs, const float[:, :, ::1] factors,
@@ -285,23 +374,33 @@ cdef int _need_pairs(const float complex[:, :, :] columns, int64_t first_row,
 
 
 def pack_rows(const float complex[:, :, :] columns, int64_t first_row,
-              float complex[:, :, ::1] pairs):
+              float complex[:, :, ::1] pairs, FFTW before=None, FFTW after=None):
     cdef int64_t i
+    cdef fftw_exe columns_plan, rows_plan
     _need_pairs(columns, first_row, pairs)
+    _prepare(before, NULL, &columns[0, 0, 0], &columns_plan)
+    _prepare(after, &pairs[0, 0, 0], NULL, &rows_plan)
     with nogil:
+        _execute(&columns_plan)
         for i in range(pairs.shape[0]):
             ps_pack_rows(<const float *>&columns[i, 0, first_row], columns.strides[1] // 8,
                          pairs.shape[2], pairs.shape[1], <float *>&pairs[i, 0, 0])
+        _execute(&rows_plan)
 
 
 def unpack_rows(const float complex[:, :, ::1] pairs, int64_t first_row,
-                float complex[:, :, :] columns):
+                float complex[:, :, :] columns, FFTW before=None, FFTW after=None):
     cdef int64_t i
+    cdef fftw_exe rows_plan, columns_plan
     _need_pairs(columns, first_row, pairs)
+    _prepare(before, NULL, &pairs[0, 0, 0], &rows_plan)
+    _prepare(after, &columns[0, 0, 0], NULL, &columns_plan)
     with nogil:
+        _execute(&rows_plan)
         for i in range(pairs.shape[0]):
             ps_unpack_rows(<const float *>&pairs[i, 0, 0], pairs.shape[2], pairs.shape[1],
                            columns.strides[1] // 8, <float *>&columns[i, 0, first_row])
+        _execute(&columns_plan)
 
 
 def mask_pairs(float complex[:, :, ::1] pairs, int64_t n, const double[::1] totals,
