@@ -31,16 +31,12 @@ SECTION = "hdf5"
 def add_writing(session: Session) -> None:
     """Let jobs wait that write MRC files, and the same that write containers."""
     project = session.project()
-    tomograms = project.make_tomograms()
-    project.fill_page_cache()
     for name in WRITTEN:
         job = CONFIGURATIONS[name]
         packed = replace(job, switches=(*job.switches, "--hdf5", "--no_mrc"))
         for n in session.settings.particles_of(job):
-            picks = project.make_picks(job, n).path
             for section, each in zip(_sections(name), (job, packed), strict=True):
-                way = TWO_THREADS_WRITTEN
-                session.add_job(each, way, project, picks, tomograms, n, section)
+                session.add_job(each, TWO_THREADS_WRITTEN, project, n, section=section)
 
 
 def _sections(name: str) -> tuple[str, str]:

@@ -93,9 +93,7 @@ def add_floors(session: Session, names: set[str]) -> None:
 def add_start_to_exit(session: Session) -> None:
     """Let C wait: the smaller number of A's particles, written."""
     job, n = CONFIGURATIONS["A"], session.settings.particles[0]
-    project = session.project()
-    picks, tomograms = project.make_picks(job, n).path, project.make_tomograms()
-    session.add_job(job, TWO_THREADS_WRITTEN, project, picks, tomograms, n, section="C")
+    session.add_job(job, TWO_THREADS_WRITTEN, session.project(), n, section="C")
 
 
 def add_versus(session: Session, template: str) -> None:
@@ -188,11 +186,7 @@ def add_startup(session: Session) -> None:
     data = session.settings.data
     session.add(Key("startup", HELP, 0), lambda: run_command([*PROGRAM, "--help"], data)[0])
     project = Project(data, SMALL_SIZE)
-    tomograms = project.make_tomograms()
-    picks = project.make_picks(SMALL_JOB, SMALL_PARTICLES).path
-    session.add_job(
-        SMALL_JOB, TWO_THREADS_WRITTEN, project, picks, tomograms, SMALL_PARTICLES, SMALL
-    )
+    session.add_job(SMALL_JOB, TWO_THREADS_WRITTEN, project, SMALL_PARTICLES, section=SMALL)
 
 
 def check_startup(session: Session) -> list[Check]:
@@ -309,11 +303,12 @@ def _add_headline(
     session: Session, name: str, n_particles: int, n_tomograms: int, *, written: bool
 ) -> Key:
     """Let one of the headline's jobs wait; `n_particles` are those of each tomogram."""
-    job, project = CONFIGURATIONS[name], session.project()
-    tomograms = project.make_tomograms(n_tomograms)
-    project.fill_page_cache(n_tomograms)
-    picks = project.make_picks(job, n_particles, n_tomograms)
     way = TWO_THREADS_WRITTEN if written else TWO_THREADS
-    key = Key(f"headline, {name}'s options", way.name, n_particles * n_tomograms)
-    session.add_job(job, way, project, picks.path, tomograms, key.particles, key.section)
-    return key
+    return session.add_job(
+        CONFIGURATIONS[name],
+        way,
+        session.project(),
+        n_particles,
+        n_tomograms,
+        f"headline, {name}'s options",
+    )

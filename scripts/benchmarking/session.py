@@ -174,17 +174,11 @@ class Session:
     def add_configuration(self, configuration: Configuration, ways: Sequence[Way]) -> None:
         """Let a configuration wait, with both particle numbers, in several ways."""
         project = self.project(configuration.image_type)
-        # a tomogram a rank: few particles of a single one would all go to the same rank
-        most_ranks = max(way.ranks for way in ways)
-        tomograms = {k: project.make_tomograms(k) for k in range(1, most_ranks + 1)}
-        project.fill_page_cache(most_ranks)
         for n in self.settings.particles_of(configuration):
             self.note_picks(configuration, project.make_picks(configuration, n))
             for way in ways:
-                each = max(1, n // way.ranks)
-                picks = project.make_picks(configuration, each, way.ranks).path
-                job = tomograms[way.ranks]
-                self.add_job(configuration, way, project, picks, job, each * way.ranks)
+                # a tomogram a rank: few particles of a single one would all go to the same rank
+                self.add_job(configuration, way, project, max(1, n // way.ranks), way.ranks)
 
     def note_picks(self, configuration: Configuration, picks: Picks) -> None:
         """Say what the particles of a configuration look like."""
@@ -199,30 +193,33 @@ class Session:
         configuration: Configuration,
         way: Way,
         project: Project,
-        picks: str,
-        tomograms: str,
         n_particles: int,
+        n_tomograms: int = 1,
         section: str | None = None,
-    ) -> None:
-        """Let one job of the program wait."""
-        words = ["--p", picks, "--t", tomograms, *configuration.options(), "--j", str(way.threads)]
-        if not way.writing:
-            words.append("--no_writing")
+    ) -> Key:
+        """Let one job of the program wait, with so many particles in each tomogram."""
+        key = Key(section or configuration.name, way.name, n_particles * n_tomograms)
         launcher = launcher_words(way.ranks)
         if launcher is None:
             self.note(f"{way.name} skipped: no mpirun beside the interpreter or in PATH")
-            return
-        key = Key(section or configuration.name, way.name, n_particles)
+            return key
+        tomograms = project.make_tomograms(n_tomograms)
+        picks = project.make_picks(configuration, n_particles, n_tomograms).path
+        words = ["--p", picks, "--t", tomograms, *configuration.options(), "--j", str(way.threads)]
+        if not way.writing:
+            words.append("--no_writing")
         environment = MPI_ENVIRONMENT if way.ranks > 1 else {}
 
         def measure() -> Usage:
             with tempfile.TemporaryDirectory(dir=self.settings.out) as out:
                 command = [*launcher, *PROGRAM, *words, "--o", f"{out}/job/"]
+                project.fill_page_cache(n_tomograms)
                 usage, _ = run_command(command, project.directory, environment)
                 self.bytes_written[key] = _image_bytes(Path(out))
             return usage
 
         self.add(key, measure)
+        return key
 
     def add_floor(self, configuration: Configuration) -> None:
         """Let the floor of a configuration wait, on 1 and on 2 threads."""
@@ -259,7 +256,7 @@ class Session:
         picks, tomograms : str
             Paths of the STAR files in the float32 project, where it is started.
         """
-        directory = self.project().directory
+        project = self.project()
 
         def measure() -> Usage:
             with tempfile.TemporaryDirectory(dir=self.settings.out) as out:
@@ -267,7 +264,8 @@ class Session:
                     word.format(particles=picks, tomograms=tomograms, out=f"{out}/job")
                     for word in shlex.split(template)
                 ]
-                return run_command(words, directory)[0]
+                project.fill_page_cache()
+                return run_command(words, project.directory)[0]
 
         self.add(Key(section, way, n), measure)
 
