@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 #: Imports every module under an audit hook and prints what it caught.
 IMPORT_ALL = """
 import importlib, os, pkgutil, sys
@@ -29,6 +31,19 @@ for name in names:
 print(len(names), *sorted(set(caught)), sep="\\n")
 """  # noqa: E501
 
+#: Imports the kernels where the compiled ones fail with a given error.
+IMPORT_KERNELS = """
+import sys
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name.endswith("._compiled"):
+            raise {error}("FFTW size changed")
+sys.meta_path.insert(0, Finder)
+from relion_pseudosubtomo.core import kernels
+assert not kernels.IS_COMPILED
+assert kernels.copy_rows is kernels.numpy_twin.copy_rows
+"""
+
 
 def import_all(*words: str) -> list[str]:
     """Return the number of modules, and what was caught while they were imported."""
@@ -47,3 +62,13 @@ def test_importing_does_nothing_else() -> None:
 def test_the_watch_sees_a_file() -> None:
     """The test above can fail."""
     assert import_all("--plant")[1:] == ["/dev/null is written"]
+
+
+@pytest.mark.parametrize("error", ["ImportError", "TypeError", "ValueError"])
+def test_kernels_that_cannot_be_loaded_are_replaced(error: str) -> None:
+    """Not built, or for a pyFFTW of other functions or sizes: a warning that says why."""
+    script = IMPORT_KERNELS.format(error=error)
+    command = [sys.executable, "-B", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "cannot be used (FFTW size changed)" in done.stderr
+    assert "reinstall the package" in done.stderr

@@ -785,9 +785,12 @@ def call_join_rows(
     )
 
 
-def call_transform_windows(**others: Any) -> None:
-    """Call `transform_windows` with other arrays or plans; those of the defaults fit."""
+def call_transform_windows(shapes: dict[str, tuple[int, ...]] | None = None, **others: Any) -> None:
+    """Call `transform_windows` with other arrays or plans, or views of the same memory."""
     windows = replace(Windows.make(2, 20, 48, 12, 7), **others)
+    for name, shape in (shapes or {}).items():
+        whole = getattr(windows, name)
+        setattr(windows, name, whole.reshape(-1)[: np.prod(shape)].reshape(shape))
     images = [empty(30, 280, dtype=np.uint8)] * 2
     corners = empty(2, 2, dtype=np.int64)
     kernels.transform_windows(images, [2, 2], corners, *windows.arguments())
@@ -828,18 +831,16 @@ MISFITS: dict[str, Callable[[], None]] = {
         empty(2, 10, 5, dtype=np.complex64).swapaxes(1, 2),
     ),
     "pixels of another memory": lambda: call_transform_windows(rows=empty(2, 7, 48)),
-    "pixels of other blocks": lambda: call_transform_windows(
-        rows=empty(2, 8, 49), parts=empty(2, 7, 1, 49, dtype=np.complex64)
-    ),
-    "parts of another window": lambda: call_transform_windows(
-        parts=empty(2, 7, 1, 36, dtype=np.complex64)
-    ),
-    "parts of fewer blocks": lambda: call_transform_windows(
-        parts_fs=empty(2, 8, 2, 12, dtype=np.complex64)
-    ),
+    "pixels of other blocks": lambda: call_transform_windows({"rows": (2, 6, 48)}),
+    "pixels of another window": lambda: call_transform_windows({"rows": (2, 7, 44)}),
+    "parts of fewer frames": lambda: call_transform_windows({"parts": (1, 7, 2, 12)}),
     "transformed parts of fewer frames": lambda: call_transform_windows(
-        parts_fs=empty(1, 7, 2, 12, dtype=np.complex64)
+        {"parts_fs": (1, 7, 2, 12)}
     ),
+    "transformed parts of other blocks": lambda: call_transform_windows(
+        {"parts_fs": (2, 6, 2, 12)}
+    ),
+    "shorter transformed parts": lambda: call_transform_windows({"parts_fs": (2, 7, 2, 11)}),
     "row plan of other windows": lambda: call_transform_windows(
         row_plan=Windows.make(2, 20, 48, 12, 7).row_plan
     ),

@@ -11,7 +11,7 @@ from relion_pseudosubtomo.core.kernels import numpy_twin
 
 try:
     from relion_pseudosubtomo.core.kernels import _compiled as active  # type: ignore[attr-defined]
-except ImportError as error:  # built without a C compiler
+except (ImportError, TypeError, ValueError) as error:  # not built, or for another pyFFTW
     active = numpy_twin
     warnings.warn(
         f"relion_pseudosubtomo: the compiled kernels cannot be used ({error}); the NumPy versions "

@@ -277,10 +277,10 @@ def join_rows(const float complex[:, :, :, ::1] parts_fs, const float[:, :, :, :
 
 
 def transform_windows(list images, modes, const int64_t[:, ::1] corners, float[:, :, ::1] rows,
-                      float complex[:, :, :, ::1] parts, FFTW row_plan,
+                      float complex[:, :, :, ::1] parts, FFTW row_plan not None,
                       const float complex[:, :, :, ::1] parts_fs,
                       const float[:, :, :, ::1] factors, float complex[:, :, :] columns,
-                      FFTW column_plan):
+                      FFTW column_plan not None):
     cdef int64_t k = len(images), width = rows.shape[2], height = columns.shape[2], first = 0
     cdef int64_t n_parts = parts.shape[2], block = rows.shape[1], i, r, x, n_rows
     cdef int64_t found = 0, n_bad = 0
