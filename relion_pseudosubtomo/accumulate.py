@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core.average import FourierAverage, SliceTarget
+from relion_pseudosubtomo.core.inputs import ParticleView
 from relion_pseudosubtomo.core.packed import make_packed_volume
-from relion_pseudosubtomo.core.subtomogram import ParticleView, Subtomogram
+from relion_pseudosubtomo.core.subtomogram import Subtomogram
 from relion_pseudosubtomo.model import Sums
 from relion_pseudosubtomo.options import JobOptions
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core.ctf import ctf_phase_coefficients, electron_wavelength
 from relion_pseudosubtomo.core.frames import FrameTables, make_frame_tables
+from relion_pseudosubtomo.core.inputs import TiltImages
 from relion_pseudosubtomo.core.noise import noise_weight, spread_noise_weight
 from relion_pseudosubtomo.core.prebin import bin_images
-from relion_pseudosubtomo.core.subtomogram import TiltImages
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.model import Tomogram
 from relion_pseudosubtomo.options import JobOptions

@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 from relion_pseudosubtomo.accumulate import Accumulators
-from relion_pseudosubtomo.core.subtomogram import ExtractionSettings, ParticleExtractor
+from relion_pseudosubtomo.core.inputs import ExtractionSettings
+from relion_pseudosubtomo.core.subtomogram import ParticleExtractor
 from relion_pseudosubtomo.model import TaskResult
 
 

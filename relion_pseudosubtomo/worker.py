@@ -21,13 +21,8 @@ from relion_pseudosubtomo.core import realspace, volumes
 from relion_pseudosubtomo.core.aberrations import aberration_phase
 from relion_pseudosubtomo.core.frames import slice_frequencies
 from relion_pseudosubtomo.core.geometry import depths_from_centre
-from relion_pseudosubtomo.core.subtomogram import (
-    Aberrations,
-    ExtractionSettings,
-    ParticleExtractor,
-    ParticleView,
-    Subtomogram,
-)
+from relion_pseudosubtomo.core.inputs import Aberrations, ExtractionSettings, ParticleView
+from relion_pseudosubtomo.core.subtomogram import ParticleExtractor, Subtomogram
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.io.containers import ContainerStore, ContainerWriter

@@ -13,6 +13,7 @@ microsecond each time, some 2 ms a particle, and is part of the last row but two
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 import tempfile
@@ -29,7 +30,6 @@ from benchmarking.data import Project, Size, default_directory
 
 from relion_pseudosubtomo import cli
 from relion_pseudosubtomo.core import fft, kernels, subtomogram
-from relion_pseudosubtomo.core.kernels import numpy_twin
 from relion_pseudosubtomo.io import mrc
 
 CUT = "cut windows"
@@ -50,6 +50,7 @@ KERNEL_STAGES = {
     "copy_rows": CUT,
     "cut_binned": CUT,
     "join_rows": ROWS,
+    "make_ramps": WEIGHT,
     "weight_slices": WEIGHT,
     "weight_cone": WEIGHT,
     "pack_rows": BACK,
@@ -62,12 +63,12 @@ KERNEL_STAGES = {
 }
 #: Attribute of the extractor, or of what it holds, where a plan is kept -> stage.
 PLAN_STAGES = {
-    "_row_plans": ROWS,
-    "_column_plans": COLUMNS,
-    "_to_columns": BACK,
-    "_to_rows": BACK,
-    "_from_rows": FORTH,
-    "_from_columns": FORTH,
+    "row_plans": ROWS,
+    "column_plans": COLUMNS,
+    "to_columns": BACK,
+    "to_rows": BACK,
+    "from_rows": FORTH,
+    "from_columns": FORTH,
     "_volume_plans": VOLUME,
 }
 
@@ -155,37 +156,15 @@ def name_plans(owner: Any) -> None:
                 name_plans(each)
 
 
-def _timed_kernel(clock: Clock, name: str) -> Callable[..., Any]:
-    """Return a kernel that looks at the clock; the plans it is given look at it themselves."""
-
-    def find_stage() -> str:
-        return KERNEL_STAGES.get(name, f"kernel {name}")
-
-    timed = clock.time(getattr(kernels, name), find_stage)
-
-    def execute_between(
-        *arguments: Any, before: TimedPlan | None = None, after: TimedPlan | None = None
-    ) -> Any:
-        if before is not None:
-            before.execute()
-        result = timed(*arguments)
-        if after is not None:
-            after.execute()
-        return result
-
-    return execute_between
-
-
 def instrument(clock: Clock, patches: ExitStack) -> None:
     """Replace kernels, plans, the extractor's methods and the writer by timed ones."""
     enter = patches.enter_context
-    # its twin calls the kernels that it consists of
-    enter(patch.object(kernels, "transform_windows", numpy_twin.transform_windows))
+    enter(patch.object(kernels, "FrameRunner", None))  # kernel by kernel, not all in one call
     for name in kernels.__all__:
-        if callable(getattr(kernels, name)) and name != "transform_windows":
-            timed = _timed_kernel(clock, name)
-            enter(patch.object(kernels, name, timed))
-            enter(patch.object(numpy_twin, name, timed))
+        kernel = getattr(kernels, name)
+        if name.islower() and callable(kernel):
+            find_stage = functools.partial(KERNEL_STAGES.get, name, f"kernel {name}")
+            enter(patch.object(kernels, name, clock.time(kernel, find_stage)))
     for name in ("plan_forward", "plan_backward"):
         make = getattr(fft, name)
 

@@ -42,6 +42,7 @@ sys.meta_path.insert(0, Finder)
 from relion_pseudosubtomo.core import kernels
 assert not kernels.IS_COMPILED
 assert kernels.copy_rows is kernels.numpy_twin.copy_rows
+assert kernels.FrameRunner is None
 """
 
 

@@ -18,7 +18,7 @@ from reference_comparison import read_star_text
 
 from relion_pseudosubtomo import task_work, worker
 from relion_pseudosubtomo.cli import main
-from relion_pseudosubtomo.core.subtomogram import TiltImages
+from relion_pseudosubtomo.core.inputs import TiltImages
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.report import collect, figures, packages
 from relion_pseudosubtomo.report.contents import read_contents

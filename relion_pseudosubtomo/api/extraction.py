@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core.geometry import projection_matrices
-from relion_pseudosubtomo.core.subtomogram import Aberrations, ParticleExtractor
+from relion_pseudosubtomo.core.inputs import Aberrations
+from relion_pseudosubtomo.core.subtomogram import ParticleExtractor
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import format_findings
 from relion_pseudosubtomo.loading import prepare_images

@@ -198,25 +198,6 @@ class SliceTarget:
     volume: NDArray[np.float32]
     axes: Floats
 
-    def insert(
-        self,
-        slices: NDArray[np.complex64],
-        weights: NDArray[np.float32],
-        frames: NDArray[np.int64],
-        last_x: NDArray[np.int32],
-    ) -> None:
-        """Add weighted slices (spec 2.8, without its scale, which divides out).
-
-        Parameters
-        ----------
-        slices, weights, frames, last_x
-            As for `kernels.insert_slices`.
-        """
-        axes = self.axes * ((len(self.volume) - 3) / last_x.shape[1])
-        kernels.insert_slices(
-            slices, weights, frames, last_x, axes, np.ones(len(axes)), self.volume
-        )
-
 
 def average_subtomograms(
     particles: Iterable[tuple[NDArray, NDArray, Floats]],

@@ -111,32 +111,6 @@ class BinnedImages:
     margin: int
     samples: Sequence[NDArray[np.float32]]
 
-    def cut(
-        self,
-        image_bytes: list[NDArray],
-        modes: Sequence[int],
-        frames: NDArray[np.int64],
-        corners: NDArray[np.int64],
-        windows: NDArray[np.float32],
-    ) -> None:
-        """Cut filtered windows, each convolved as if it were periodic.
-
-        Parameters
-        ----------
-        image_bytes, modes
-            k tilt images, for the windows' ends, as for `kernels.copy_rows`.
-        frames : ndarray, shape (k,), int64
-            Their frames.
-        corners : ndarray, shape (k, 2), int64
-            First pixel o = (x, y) of each window.
-        windows : ndarray, shape (k or more, s0 / q, s0 / q), float32
-            The first k are filled, from the pixels o + (-o mod q) on.
-        """
-        samples = [self.samples[f] for f in frames]
-        kernels.cut_binned(
-            image_bytes, modes, samples, corners, self.taps, self.factor, self.margin, windows
-        )
-
 
 def bin_images(
     image_bytes: Sequence[NDArray[np.uint8]],

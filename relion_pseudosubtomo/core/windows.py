@@ -13,14 +13,14 @@ from relion_pseudosubtomo.core.masks import crop_circle
 #: Rows transformed at once: a block of input and output stays in the second-level cache.
 BLOCK_BYTES = 300_000
 
-#: Small windows are done several a call, because threads wait for each other between calls; their
-#: pixels and columns stay in the second-level cache too.
+#: Small windows are done several at a time: fewer and longer transforms, and fewer calls where the
+#: loop over frames runs in Python. Their pixels and columns stay in the second-level cache too.
 FRAMES_BYTES = 900_000
 MOST_FRAMES = 8
 
 
 def frames_at_once(window: int, box: int) -> int:
-    """Return of how many frames the windows are done in one call, for s0 and s."""
+    """Return of how many frames the windows are done at a time, for s0 and s."""
     frame_bytes = 4 * window * window + 8 * window * (box // 2 + 1)
     return max(1, min(MOST_FRAMES, FRAMES_BYTES // frame_bytes))
 
@@ -43,14 +43,23 @@ class WindowTransform:
     n_frames : int
         Most frames a call.
     cut_before : bool
-        Whether windows are cut by others, into `windows`, for `transform_windows`.
+        Whether whole windows are cut by others, into `rows`.
 
     Attributes
     ----------
-    windows : ndarray, shape (n_frames, height, width), float32
-        With `cut_before`: the pixels, to be filled before each call, which destroys them.
+    rows : ndarray, shape (n_frames, n_rows, width), float32
+        Pixels of a block of rows.
+    parts, parts_fs : ndarray, shape (n_frames, n_rows, n_parts, length), complex64
+        The same memory where the width is even, dealt out to parts, and their transforms.
+    factors : ndarray, shape (n_parts, 4, s/2 + 1, 2), float32
+        What joins the parts (`join_factors`).
+    gathered : ndarray, shape (n_frames, s/2 + 1, s0), complex64
+        Transforms of all rows, [frame, kx, row].
     columns : ndarray, shape (n_frames, s/2 + 1, s0), complex64
-        Result of `transform`: [frame, kx, ky], origin at the window's corner, not normalised.
+        Result: [frame, kx, ky], origin at the window's corner, not normalised.
+    row_plans, column_plans : list
+        Plans from `parts` to `parts_fs` and from `gathered` to `columns`, for each number of
+        frames.
     """
 
     def __init__(
@@ -64,30 +73,29 @@ class WindowTransform:
     ) -> None:
         height, width = window_yx
         half = box // 2 + 1
-        self._is_odd = width % 2 == 1
-        self._parts, length = split_row(width, width if cut_before else box)
+        n_parts, length = split_row(width, width if cut_before else box)
         in_one = n_frames > 1 or cut_before
         n_blocks = 1 if in_one else max(1, -(-4 * height * width // BLOCK_BYTES))
-        self._block = -(-height // n_blocks)
-        self._packed = fft.zeros((n_frames, self._block, self._parts, length), np.complex64)
-        self._rows_fs = fft.zeros(self._packed.shape, np.complex64)
-        self._row_plans = fft.plan_frames(fft.plan_forward, self._packed, self._rows_fs)
-        self._factors = join_factors(width, half, self._parts)
+        block = -(-height // n_blocks)
+        self.parts = fft.zeros((n_frames, block, n_parts, length), np.complex64)
+        self.parts_fs = fft.zeros(self.parts.shape, np.complex64)
+        self.row_plans = fft.plan_frames(fft.plan_forward, self.parts, self.parts_fs)
+        self.factors = join_factors(width, half, n_parts)
+        self._is_odd = width % 2 == 1
         if self._is_odd:
-            self._rows = fft.zeros((n_frames, self._block, width), np.float32)
+            self.rows = fft.zeros((n_frames, block, width), np.float32)
         else:
-            self._rows = self._packed.view(np.float32).reshape(n_frames, self._block, width)
-        self.windows: NDArray[np.float32] = self._rows
-        self._gathered = fft.padded_columns(n_frames, half, height)
+            self.rows = self.parts.view(np.float32).reshape(n_frames, block, width)
+        self.gathered = fft.padded_columns(n_frames, half, height)
         self.columns: NDArray[np.complex64] = fft.zeros((n_frames, half, height), np.complex64)
-        self._column_plans = fft.plan_frames(fft.plan_forward, self._gathered, self.columns)
+        self.column_plans = fft.plan_frames(fft.plan_forward, self.gathered, self.columns)
         self._whole = fft.zeros((n_frames, *window_yx), np.float32) if circle_precrop else None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the scratch arrays."""
         whole = 0 if self._whole is None else self._whole.nbytes
-        return 2 * self._packed.nbytes + 2 * self.columns.nbytes + whole
+        return 2 * self.parts.nbytes + 2 * self.columns.nbytes + whole
 
     def transform(
         self, images: list[NDArray], modes: Sequence[int], corners: NDArray[np.int64]
@@ -105,7 +113,7 @@ class WindowTransform:
         """
         if self._whole is None:
             return self._transform(images, modes, corners)
-        n_bad = kernels.copy_rows(images, modes, corners, 0, self._whole)
+        n_bad: int = kernels.copy_rows(images, modes, corners, 0, self._whole)
         windows = list(self._whole[: len(images)])
         for window in windows:
             crop_circle(window)
@@ -115,33 +123,24 @@ class WindowTransform:
     def _transform(
         self, images: list[NDArray], modes: Sequence[int], corners: NDArray[np.int64]
     ) -> int:
-        k = len(images)
-        n_bad: int = kernels.transform_windows(
-            images,
-            modes,
-            corners,
-            self._rows,
-            self._packed,
-            self._row_plans[k],
-            self._rows_fs,
-            self._factors,
-            self._gathered,
-            self._column_plans[k],
-        )
+        height, n_parts, n_bad = self.columns.shape[2], self.parts.shape[2], 0
+        for first in range(0, height, self.rows.shape[1]):
+            block = self.rows[: len(images), : height - first]
+            n_bad += kernels.copy_rows(images, modes, corners, first, block, n_parts)
+            self.transform_rows(len(images), first)
+        self.transform_columns(len(images))
         return n_bad
 
-    def transform_windows(self, k: int) -> None:
-        """Fill `columns` from the first k of `windows`."""
+    def transform_rows(self, k: int, first: int) -> None:
+        """Gather the transforms of the block of rows from `first` on that `rows` holds."""
         if self._is_odd:
-            self._packed.real[:, :, 0] = self._rows
-        kernels.join_rows(
-            self._rows_fs[:k],
-            self._factors,
-            0,
-            self._gathered,
-            before=self._row_plans[k],
-            after=self._column_plans[k],
-        )
+            self.parts.real[:, :, 0] = self.rows
+        self.row_plans[k].execute()
+        kernels.join_rows(self.parts_fs[:k], self.factors, first, self.gathered)
+
+    def transform_columns(self, k: int) -> None:
+        """Fill `columns` once all rows are gathered."""
+        self.column_plans[k].execute()
 
 
 def split_row(window: int, box: int) -> tuple[int, int]:

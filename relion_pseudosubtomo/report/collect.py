@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import kernels
-from relion_pseudosubtomo.core.subtomogram import TiltImages
+from relion_pseudosubtomo.core.inputs import TiltImages
 from relion_pseudosubtomo.model import Task, Tomogram
 from relion_pseudosubtomo.report.store import Piece, ReportStore, TiltPictures
 

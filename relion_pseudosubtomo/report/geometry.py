@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from relion_pseudosubtomo import __version__
-from relion_pseudosubtomo.core.subtomogram import TiltImages
+from relion_pseudosubtomo.core.inputs import TiltImages
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.model import Tomogram

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import geometry
+from relion_pseudosubtomo.core import geometry, kernels
 from relion_pseudosubtomo.core.average import (
     FourierAverage,
-    SliceTarget,
     average_stacks,
     average_subtomograms,
 )
@@ -114,13 +113,15 @@ def test_packed_slices_are_those_of_a_stack() -> None:
     expected, found = FourierAverage(BOX), FourierAverage(BOX)
     expected.add_stack(images, weights, rotations)
     volume = make_packed_volume(BOX)
-    target = SliceTarget(volume, rotations[:, :2])
+    axes, ones = rotations[:, :2].copy(), np.ones(30)
     k = np.fft.fftfreq(BOX, 1 / BOX)
     last_x = np.tile(np.floor(np.sqrt(BOX**2 / 4 - k**2)).astype(np.int32), (30, 1))
     slices = np.fft.rfft2(images).swapaxes(1, 2).astype(np.complex64, order="C")
     slice_weights = weights.swapaxes(1, 2).astype(np.float32, order="C")
     for frames in np.array_split(np.arange(30), 8):
-        target.insert(slices[frames], slice_weights[frames], frames, last_x)
+        kernels.insert_slices(
+            slices[frames], slice_weights[frames], frames, last_x, axes, ones, volume
+        )
     found.add_packed(volume, 2.0)
     assert not volume.any()
     z, y, x = np.meshgrid(k, k, np.arange(BOX // 2 + 1), indexing="ij")

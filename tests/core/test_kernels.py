@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core import kernels
 from relion_pseudosubtomo.core.kernels import numpy_twin
 from relion_pseudosubtomo.core.windows import factor_pairs, join_factors, split_row
 
@@ -291,106 +290,24 @@ def test_joined_rows_that_do_not_fit_are_left_out(first_row: int) -> None:
     assert not found[2].any()
 
 
-# transform_windows
+# make_ramps
 
 
-@dataclass
-class Windows:
-    """Arrays and plans of `transform_windows` for some frames of a window."""
-
-    rows: NDArray[np.float32]
-    parts: NDArray[np.complex64]
-    row_plan: Any
-    parts_fs: NDArray[np.complex64]
-    factors: NDArray[np.float32]
-    columns: NDArray[np.complex64]
-    column_plan: Any
-    columns_fs: NDArray[np.complex64]
-
-    @classmethod
-    def make(cls, n_frames: int, height: int, width: int, n_columns: int, block: int) -> Windows:
-        """Return them for columns of `n_columns` frequencies, a block of rows at a time."""
-        n_parts, length = split_row(width, 2 * n_columns - 2)
-        parts, parts_fs = (
-            fft.zeros((n_frames, block, n_parts, length), np.complex64) for _ in range(2)
-        )
-        rows = np.zeros((n_frames, block, width), np.float32)
-        if width % 2 == 0:
-            rows = parts.view(np.float32).reshape(rows.shape)
-        columns = fft.padded_columns(n_frames, n_columns, height)
-        columns_fs = fft.zeros(columns.shape, np.complex64)
-        return cls(
-            rows,
-            parts,
-            fft.plan_forward(parts, parts_fs),
-            parts_fs,
-            join_factors(width, n_columns, n_parts),
-            columns,
-            fft.plan_forward(columns, columns_fs),
-            columns_fs,
-        )
-
-    def arguments(self) -> list[Any]:
-        """Return what `transform_windows` takes after the images, their modes and corners."""
-        return [getattr(self, field.name) for field in fields(self)][:-1]
-
-
-@pytest.mark.parametrize("width", [48, 60, 25, 23])
-@pytest.mark.parametrize("block", [1, 7, 20, 32])
-@pytest.mark.parametrize("module", [kernels, numpy_twin])
-def test_transformed_windows(module: Any, width: int, block: int) -> None:
-    """Dealt to parts or odd, in blocks that fit or do not: the transform; what is not finite."""
-    rng = np.random.default_rng(width)
-    images = [rng.normal(size=(30, 70)).astype(np.float32) for _ in range(3)]
-    images[1][5, 5] = np.nan
-    corners = np.array([[3, 4], [-2, 9], [30, 14]])
-    windows = Windows.make(3, 20, width, 12, block)
-    bytes_of = [image.view(np.uint8) for image in images]
-    assert module.transform_windows(bytes_of, [2] * 3, corners, *windows.arguments()) == 0
-    places = [(np.arange(20) + y, np.arange(width) + x) for x, y in corners]
-    cut = [
-        i[np.clip(y, 0, 29)[:, None], np.clip(x, 0, 69)]
-        for i, (y, x) in zip(images, places, strict=True)
-    ]
-    expected = np.fft.fft(np.fft.rfft(cut)[:, :, :12], axis=1).swapaxes(1, 2)
-    assert_close(windows.columns_fs, expected, 1e-6)
-    corners[1, 1] = -10
-    assert module.transform_windows(bytes_of, [2] * 3, corners, *windows.arguments()) == 1
-
-
-@pytest.mark.parametrize("module", [kernels, numpy_twin])
-def test_plans_are_executed_before_and_after(module: Any) -> None:
-    """Bit for bit what the kernel gives between the same plans executed on their own."""
-    rng = np.random.default_rng(5)
-    columns_fs, columns_rs = (fft.zeros((2, 9, 16), np.complex64) for _ in range(2))
-    pairs_fs, pairs_rs = (fft.zeros((2, 4, 16), np.complex64) for _ in range(2))
-    parts, parts_fs = (fft.zeros((2, 16, 2, 16), np.complex64) for _ in range(2))
-    factors = join_factors(64, 9, 2)
-    cases = [
-        (module.pack_rows, (columns_rs, 4, pairs_fs), (columns_fs, columns_rs, pairs_fs, pairs_rs)),
-        (
-            module.unpack_rows,
-            (pairs_fs, 4, columns_rs),
-            (pairs_rs, pairs_fs, columns_rs, columns_fs),
-        ),
-        (
-            module.join_rows,
-            (parts_fs, factors, 0, columns_rs),
-            (parts, parts_fs, columns_rs, columns_fs),
-        ),
-    ]
-    for kernel, arguments, (first, made, filled, last) in cases:
-        before, after = fft.plan_forward(first, made), fft.plan_backward(filled, last)
-        given = random_complex(rng, *first.shape)
-        first[:] = given
-        before.execute()
-        kernel(*arguments)
-        after.execute()
-        expected = last.copy()
-        assert expected.any()
-        last[:], first[:] = 0, given
-        kernel(*arguments, before=before, after=after)
-        np.testing.assert_array_equal(last, expected)
+@pytest.mark.parametrize("s", [4, 10, 16, 38, 256, 4096])
+def test_make_ramps(s: int) -> None:
+    """Small and large shifts; as exact after many steps as after few."""
+    rng = np.random.default_rng(s)
+    cycles = np.concatenate([rng.uniform(-0.5, 0.5, (3, 2)), rng.uniform(-400, 400, (3, 2))])
+    gain = rng.uniform(0.5, 2, s // 2 + 1)
+    found, expected = (
+        [empty(7, s // 2 + 1, dtype=np.complex64), empty(7, s, dtype=np.complex64)]
+        for _ in range(2)
+    )
+    kernels.make_ramps(cycles, gain, 0.3, *found)
+    numpy_twin.make_ramps(cycles, gain, 0.3, *expected)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, 2e-7)
+        assert not one[6].any()
 
 
 # fold_rows
@@ -785,23 +702,15 @@ def call_join_rows(
     )
 
 
-def call_transform_windows(shapes: dict[str, tuple[int, ...]] | None = None, **others: Any) -> None:
-    """Call `transform_windows` with other arrays or plans, or views of the same memory."""
-    windows = replace(Windows.make(2, 20, 48, 12, 7), **others)
-    for name, shape in (shapes or {}).items():
-        whole = getattr(windows, name)
-        setattr(windows, name, whole.reshape(-1)[: np.prod(shape)].reshape(shape))
-    images = [empty(30, 280, dtype=np.uint8)] * 2
-    corners = empty(2, 2, dtype=np.int64)
-    kernels.transform_windows(images, [2, 2], corners, *windows.arguments())
-
-
-def call_with_plan(kernel: Callable[..., None], place: str) -> None:
-    """Call `pack_rows` or `unpack_rows` with a plan between other arrays."""
-    columns, pairs = empty(2, 6, 10, dtype=np.complex64), empty(2, 4, 10, dtype=np.complex64)
-    other = fft.plan_forward(*(fft.zeros(pairs.shape, np.complex64) for _ in range(2)))
-    first, second = (columns, pairs) if kernel is kernels.pack_rows else (pairs, columns)
-    kernel(first, 2, second, **{place: other})
+def call_make_ramps(
+    cycles: tuple[int, int] = (2, 2),
+    gain: int = 6,
+    ramp_x: tuple[int, int] = (2, 6),
+    ramp_y: tuple[int, int] = (2, 10),
+) -> None:
+    """Call `make_ramps` with given shapes; the defaults fit."""
+    ramps = (empty(*shape, dtype=np.complex64) for shape in (ramp_x, ramp_y))
+    kernels.make_ramps(empty(*cycles, dtype=np.float64), np.ones(gain), 1.0, *ramps)
 
 
 # Wrong shapes are larger than right ones wherever a kernel that does not check would still stay
@@ -830,27 +739,14 @@ MISFITS: dict[str, Callable[[], None]] = {
         0,
         empty(2, 10, 5, dtype=np.complex64).swapaxes(1, 2),
     ),
-    "pixels of another memory": lambda: call_transform_windows(rows=empty(2, 7, 48)),
-    "pixels of other blocks": lambda: call_transform_windows({"rows": (2, 6, 48)}),
-    "pixels of another window": lambda: call_transform_windows({"rows": (2, 7, 44)}),
-    "parts of fewer frames": lambda: call_transform_windows({"parts": (1, 7, 2, 12)}),
-    "transformed parts of fewer frames": lambda: call_transform_windows(
-        {"parts_fs": (1, 7, 2, 12)}
-    ),
-    "transformed parts of other blocks": lambda: call_transform_windows(
-        {"parts_fs": (2, 6, 2, 12)}
-    ),
-    "shorter transformed parts": lambda: call_transform_windows({"parts_fs": (2, 7, 2, 11)}),
-    "row plan of other windows": lambda: call_transform_windows(
-        row_plan=Windows.make(2, 20, 48, 12, 7).row_plan
-    ),
-    "column plan of other windows": lambda: call_transform_windows(
-        column_plan=Windows.make(2, 20, 48, 12, 7).column_plan
-    ),
-    "plan before that fills no columns": lambda: call_with_plan(kernels.pack_rows, "before"),
-    "plan after that takes no pairs": lambda: call_with_plan(kernels.pack_rows, "after"),
-    "plan before that fills no pairs": lambda: call_with_plan(kernels.unpack_rows, "before"),
-    "plan after that takes no columns": lambda: call_with_plan(kernels.unpack_rows, "after"),
+    "cycles in space": lambda: call_make_ramps(cycles=(2, 3)),
+    "cycles of more frames": lambda: call_make_ramps(cycles=(3, 2)),
+    "no cycles": lambda: call_make_ramps(cycles=(0, 2)),
+    "gain of another box": lambda: call_make_ramps(gain=7),
+    "gain of no box": lambda: call_make_ramps(gain=1, ramp_x=(2, 1), ramp_y=(2, 0)),
+    "ramp along x": lambda: call_make_ramps(ramp_x=(2, 7)),
+    "ramp along y": lambda: call_make_ramps(ramp_y=(2, 11)),
+    "ramp along y of fewer frames": lambda: call_make_ramps(ramp_y=(1, 10)),
     "a row that cannot be dealt": lambda: call_copy_rows(rows=(1, 2, 10), parts=3),
     "joined rows of more frames": lambda: call_join_rows(columns=(1, 10, 10)),
     "window smaller than the box": lambda: call_weight_slices(0, (4, 6, 8)),
@@ -860,9 +756,9 @@ MISFITS: dict[str, Callable[[], None]] = {
     "frame before the first": lambda: call_weight_slices(1, np.array([-1, 0])),
     "frame behind the last": lambda: call_weight_slices(1, np.array([0, 4])),
     "ramp_x": lambda: call_weight_slices(2, (2, 7)),
-    "ramp_x of other frames": lambda: call_weight_slices(2, (3, 6)),
+    "ramp_x of fewer frames": lambda: call_weight_slices(2, (1, 6)),
     "ramp_y": lambda: call_weight_slices(3, (2, 11)),
-    "ramp_y of other frames": lambda: call_weight_slices(3, (3, 10)),
+    "ramp_y of fewer frames": lambda: call_weight_slices(3, (1, 10)),
     "ctf": lambda: call_weight_slices(CTF, (2, 6)),
     "ctf of other frames": lambda: call_weight_slices(CTF, (3, 5)),
     "kx": lambda: call_weight_slices(6, (7,)),
@@ -967,7 +863,7 @@ def test_sizes_that_fit_are_accepted() -> None:
     call_cut_binned()
     call_cut_binned((6, 0))
     call_join_rows()
-    call_transform_windows()
+    call_make_ramps()
     call_weight_slices(0, (3, 6, 20))
 
 
@@ -988,9 +884,9 @@ def test_the_twins_have_the_compiled_names() -> None:
         "fold_rows",
         "insert_slices",
         "join_rows",
+        "make_ramps",
         "mask_pairs",
         "pack_rows",
-        "transform_windows",
         "unpack_rows",
         "unpack_volume",
         "weight_cone",

@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo.core.ctf import ctf_phase_coefficients, electron_wavelength
 from relion_pseudosubtomo.core.frames import FrameTables, make_frame_tables
 from relion_pseudosubtomo.core.geometry import euler_to_matrix
+from relion_pseudosubtomo.core.inputs import (
+    Aberrations,
+    ExtractionSettings,
+    ParticleView,
+    TiltImages,
+)
 from relion_pseudosubtomo.core.prebin import (
     HALF_LENGTH,
     bin_images,
@@ -18,13 +24,7 @@ from relion_pseudosubtomo.core.prebin import (
     filter_response,
     filter_taps,
 )
-from relion_pseudosubtomo.core.subtomogram import (
-    Aberrations,
-    ExtractionSettings,
-    ParticleExtractor,
-    ParticleView,
-    TiltImages,
-)
+from relion_pseudosubtomo.core.subtomogram import ParticleExtractor
 from relion_pseudosubtomo.core.windows import window_corners
 from relion_pseudosubtomo.options import JobOptions
 

@@ -1,16 +1,18 @@
 """Inner loops: compiled where the extension was built, else their NumPy twins, with a warning.
 
-`numpy_twin` documents every kernel.
+`numpy_twin` documents every kernel, `core.frame_loop` what `FrameRunner` does with them.
 """
 
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
+from typing import Any
 
 from relion_pseudosubtomo.core.kernels import numpy_twin
 
 try:
-    from relion_pseudosubtomo.core.kernels import _compiled as active  # type: ignore[attr-defined]
+    active: Any = import_module("relion_pseudosubtomo.core.kernels._compiled")
 except (ImportError, TypeError, ValueError) as error:  # not built, or for another pyFFTW
     active = numpy_twin
     warnings.warn(
@@ -24,11 +26,15 @@ except (ImportError, TypeError, ValueError) as error:  # not built, or for anoth
 IMAGE_DTYPES = numpy_twin.IMAGE_DTYPES
 IS_COMPILED = active is not numpy_twin
 
+#: All frames of a particle in one call, and the tilt images for it; None where they were not built.
+FrameRunner: Any = getattr(active, "FrameRunner", None)
+ImageViews: Any = getattr(active, "ImageViews", None)
+
 copy_rows = active.copy_rows
 bin_image = active.bin_image
 cut_binned = active.cut_binned
 join_rows = active.join_rows
-transform_windows = active.transform_windows
+make_ramps = active.make_ramps
 fold_rows = active.fold_rows
 weight_slices = active.weight_slices
 pack_rows = active.pack_rows
@@ -42,6 +48,8 @@ weight_cone = active.weight_cone
 __all__ = [
     "IMAGE_DTYPES",
     "IS_COMPILED",
+    "FrameRunner",
+    "ImageViews",
     "bin_image",
     "copy_rows",
     "crop_pairs",
@@ -49,10 +57,10 @@ __all__ = [
     "fold_rows",
     "insert_slices",
     "join_rows",
+    "make_ramps",
     "mask_pairs",
     "numpy_twin",
     "pack_rows",
-    "transform_windows",
     "unpack_rows",
     "unpack_volume",
     "weight_cone",

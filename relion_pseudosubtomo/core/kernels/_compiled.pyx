@@ -2,7 +2,8 @@
 """The compiled kernels: thin wrappers that check shapes, release the GIL and call C."""
 
 from libc.stdint cimport int32_t, int64_t
-from libc.stdlib cimport free, malloc
+from libc.math cimport copysign, fabs, floor, sqrt
+from libc.stdlib cimport calloc, free, malloc
 from pyfftw.pyfftw cimport FFTW, execute_in_nogil, fftw_exe
 
 cdef extern from "kernels.h" nogil:
@@ -40,6 +41,8 @@ cdef extern from "kernels.h" nogil:
     void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t length,
                       const float *factors, int64_t n_columns, int64_t first_row,
                       int64_t column_stride, float *columns)
+    void ps_make_ramps(const double *cycles, const double *gain, int64_t s, double factor,
+                       float *ramp_x, float *ramp_y)
     void ps_fold_rows(const float *rows_fs, int64_t n_rows, int64_t n, const float *factors,
                       float *rows)
     void ps_weight_slice(const float *columns, int64_t column_length, int64_t s,
@@ -77,21 +80,6 @@ cdef int _need(bint fits) except -1:
     if not fits:
         raise _Shape("kernel called with arrays that do not fit together")
     return 0
-
-
-cdef int _prepare(FFTW plan, const void *source, const void *target, fftw_exe *prepared) except -1:
-    # NULL: an array that the kernel does not know
-    prepared._plan = NULL
-    if plan is not None:
-        prepared[0] = plan.get_fftw_exe()
-        _need((source == NULL or prepared._input_pointer == source)
-              and (target == NULL or prepared._output_pointer == target))
-    return 0
-
-
-cdef inline void _execute(fftw_exe *prepared) noexcept nogil:
-    if prepared._plan != NULL:
-        execute_in_nogil(prepared)
 
 
 cdef int _need_frames(const int64_t[::1] frames, int64_t n_frames, int64_t most) except -1:
@@ -148,6 +136,20 @@ cdef float *_make_scratch(const ps_filter *filter, int64_t n) except NULL:
     return scratch
 
 
+cdef bint _fits_binned(const int64_t *corner, int64_t margin, int64_t factor, int64_t n,
+                       const ps_image *binned) noexcept nogil:
+    return (corner[0] + margin >= 0 and corner[1] + margin >= 0
+            and (corner[0] + margin + factor - 1) // factor + n <= binned.width
+            and (corner[1] + margin + factor - 1) // factor + n <= binned.height)
+
+
+cdef int _view_binned(const float[:, ::1] samples, ps_image *view) except -1:
+    _need(samples.shape[0] > 0 and samples.shape[1] > 0)
+    view[0] = ps_image(<const char *>&samples[0, 0], 2, samples.shape[0], samples.shape[1],
+                       4 * samples.shape[1])
+    return 0
+
+
 cdef int _need_image(int64_t found) except -1:
     if found < 0:
         raise OSError("a tilt image can no longer be read: its file was truncated or lost")
@@ -167,28 +169,19 @@ cdef int _view_windows(list images, modes, const int64_t[:, ::1] corners, float[
     return 0
 
 
-cdef int64_t _copy_rows(const ps_image *views, int64_t k, const int64_t[:, ::1] corners,
-                        int64_t first_row, int64_t n_rows, float[:, :, ::1] rows,
-                        int64_t parts) noexcept nogil:
-    # how many pixels are not finite; negative if an image cannot be read
-    cdef int64_t i, found, n_bad = 0
-    for i in range(k):
-        found = ps_copy_rows(&views[i], corners[i, 0], corners[i, 1] + first_row, parts,
-                             rows.shape[2], n_rows, &rows[i, 0, 0])
-        if found < 0:
-            return found
-        n_bad += found
-    return n_bad
-
-
 def copy_rows(list images, modes, const int64_t[:, ::1] corners, int64_t first_row,
               float[:, :, ::1] rows, int64_t parts=1):
-    cdef int64_t k = len(images), n_bad
+    cdef int64_t k = len(images), i, found = 0, n_bad = 0
     cdef ps_image[MOST_FRAMES] views
     _view_windows(images, modes, corners, rows, parts, views)
     with nogil:
-        n_bad = _copy_rows(views, k, corners, first_row, rows.shape[1], rows, parts)
-    _need_image(n_bad)
+        for i in range(k):
+            found = ps_copy_rows(&views[i], corners[i, 0], corners[i, 1] + first_row, parts,
+                                 rows.shape[2], rows.shape[1], &rows[i, 0, 0])
+            if found < 0:
+                break
+            n_bad += found
+    _need_image(found)
     return n_bad
 
 
@@ -211,10 +204,9 @@ def bin_image(const unsigned char[:, ::1] image, int mode, const float[::1] taps
 
 def cut_binned(list images, modes, list binned, const int64_t[:, ::1] corners,
                const float[::1] taps, int64_t factor, int64_t margin, float[:, :, ::1] windows):
-    cdef int64_t k = len(images), n = windows.shape[1], i, j, found = 0, size
+    cdef int64_t k = len(images), n = windows.shape[1], i, found = 0
     cdef ps_image[MOST_FRAMES] views
     cdef ps_image[MOST_FRAMES] small
-    cdef const float[:, ::1] pixels
     cdef ps_filter filter
     _view_filter(taps, factor, &filter)
     _need(0 < k <= MOST_FRAMES and len(modes) == k and len(binned) == k and corners.shape[0] == k
@@ -222,13 +214,8 @@ def cut_binned(list images, modes, list binned, const int64_t[:, ::1] corners,
           and margin % factor == 0 and factor * n >= taps.shape[0])
     for i in range(k):
         _view_image(images[i], modes[i], &views[i])
-        pixels = binned[i]
-        small[i] = ps_image(<const char *>&pixels[0, 0], 2, pixels.shape[0], pixels.shape[1],
-                            4 * pixels.shape[1])
-        for j in range(2):
-            size = pixels.shape[1 - j]
-            _need(corners[i, j] + margin >= 0
-                  and (corners[i, j] + margin + factor - 1) // factor + n <= size)
+        _view_binned(binned[i], &small[i])
+        _need(_fits_binned(&corners[i, 0], margin, factor, n, &small[i]))
     cdef float *scratch = _make_scratch(&filter, n)
     with nogil:
         for i in range(k):
@@ -262,55 +249,12 @@ cdef void _join_rows(const float complex[:, :, :, ::1] parts_fs,
 
 
 def join_rows(const float complex[:, :, :, ::1] parts_fs, const float[:, :, :, ::1] factors,
-              int64_t first_row, float complex[:, :, :] columns, FFTW before=None,
-              FFTW after=None):
+              int64_t first_row, float complex[:, :, :] columns):
     cdef int64_t k = parts_fs.shape[0]
-    cdef int64_t n_rows = min(parts_fs.shape[1], columns.shape[2] - first_row)
-    cdef fftw_exe rows_plan, columns_plan
     _need_joined(parts_fs, factors, first_row, columns, k)
-    _prepare(before, NULL, &parts_fs[0, 0, 0, 0], &rows_plan)
-    _prepare(after, &columns[0, 0, 0], NULL, &columns_plan)
     with nogil:
-        _execute(&rows_plan)
-        _join_rows(parts_fs, factors, first_row, n_rows, columns, k)
-        _execute(&columns_plan)
-
-
-def transform_windows(list images, modes, const int64_t[:, ::1] corners, float[:, :, ::1] rows,
-                      float complex[:, :, :, ::1] parts, FFTW row_plan not None,
-                      const float complex[:, :, :, ::1] parts_fs,
-                      const float[:, :, :, ::1] factors, float complex[:, :, :] columns,
-                      FFTW column_plan not None):
-    cdef int64_t k = len(images), width = rows.shape[2], height = columns.shape[2], first = 0
-    cdef int64_t n_parts = parts.shape[2], block = rows.shape[1], i, r, x, n_rows
-    cdef int64_t found = 0, n_bad = 0
-    cdef bint is_odd = width % 2 == 1
-    cdef ps_image[MOST_FRAMES] views
-    cdef fftw_exe rows_prepared, columns_prepared
-    _view_windows(images, modes, corners, rows, n_parts, views)
-    _need_joined(parts_fs, factors, 0, columns, k)
-    _need(parts.shape[0] >= k and parts.shape[1] == block and parts_fs.shape[1] == block
-          and parts_fs.shape[2] == n_parts and parts_fs.shape[3] == parts.shape[3]
-          and n_parts * parts.shape[3] == (width if is_odd else width // 2)
-          and (is_odd or <void *>&rows[0, 0, 0] == <void *>&parts[0, 0, 0, 0]))
-    _prepare(row_plan, &parts[0, 0, 0, 0], &parts_fs[0, 0, 0, 0], &rows_prepared)
-    _prepare(column_plan, &columns[0, 0, 0], NULL, &columns_prepared)
-    with nogil:
-        while first < height and found >= 0:
-            n_rows = min(block, height - first)
-            found = _copy_rows(views, k, corners, first, n_rows, rows, n_parts)
-            n_bad += found
-            if is_odd:
-                for i in range(k):
-                    for r in range(n_rows):
-                        for x in range(width):
-                            parts[i, r, 0, x].real = rows[i, r, x]
-            _execute(&rows_prepared)
-            _join_rows(parts_fs, factors, first, n_rows, columns, k)
-            first += n_rows
-        _execute(&columns_prepared)
-    _need_image(found)
-    return n_bad
+        _join_rows(parts_fs, factors, first_row,
+                   min(parts_fs.shape[1], columns.shape[2] - first_row), columns, k)
 
 
 def fold_rows(const float complex[:, :, :] rows_fs, const float[:, :, ::1] factors,
@@ -326,6 +270,18 @@ def fold_rows(const float complex[:, :, :] rows_fs, const float[:, :, ::1] facto
                          <float *>&rows[i, 0, 0])
 
 
+def make_ramps(const double[:, ::1] cycles, const double[::1] gain, double factor,
+               float complex[:, ::1] ramp_x, float complex[:, ::1] ramp_y):
+    cdef int64_t half = gain.shape[0], s = 2 * (half - 1), i
+    _need(half > 1 and 0 < cycles.shape[0] <= ramp_x.shape[0] and cycles.shape[1] == 2
+          and ramp_x.shape[1] == half and ramp_y.shape[0] >= cycles.shape[0]
+          and ramp_y.shape[1] == s)
+    with nogil:
+        for i in range(cycles.shape[0]):
+            ps_make_ramps(&cycles[i, 0], &gain[0], s, factor, <float *>&ramp_x[i, 0],
+                          <float *>&ramp_y[i, 0])
+
+
 def weight_slices(const float complex[:, :, ::1] columns, const int64_t[::1] frames,
                   const float complex[:, ::1] ramp_x, const float complex[:, ::1] ramp_y,
                   float sign, const double[:, ::1] ctf, const double[::1] kx,
@@ -337,8 +293,8 @@ def weight_slices(const float complex[:, :, ::1] columns, const int64_t[::1] fra
     cdef const float *odd_pointer = NULL
     _need(0 < k <= slices.shape[0] and half == s // 2 + 1 and s % 2 == 0 and s <= 8192
           and columns.shape[0] >= k and columns.shape[1] == half and columns.shape[2] >= s
-          and ramp_x.shape[0] == k and ramp_x.shape[1] == half
-          and ramp_y.shape[0] == k and ramp_y.shape[1] == s
+          and ramp_x.shape[0] >= k and ramp_x.shape[1] == half
+          and ramp_y.shape[0] >= k and ramp_y.shape[1] == s
           and kx.shape[0] == half and ky.shape[0] == s)
     if ctf is not None:
         _need(ctf.shape[0] == k and ctf.shape[1] == 5 and gain is not None)
@@ -374,42 +330,37 @@ cdef int _need_pairs(const float complex[:, :, :] columns, int64_t first_row,
 
 
 def pack_rows(const float complex[:, :, :] columns, int64_t first_row,
-              float complex[:, :, ::1] pairs, FFTW before=None, FFTW after=None):
+              float complex[:, :, ::1] pairs):
     cdef int64_t i
-    cdef fftw_exe columns_plan, rows_plan
     _need_pairs(columns, first_row, pairs)
-    _prepare(before, NULL, &columns[0, 0, 0], &columns_plan)
-    _prepare(after, &pairs[0, 0, 0], NULL, &rows_plan)
     with nogil:
-        _execute(&columns_plan)
         for i in range(pairs.shape[0]):
             ps_pack_rows(<const float *>&columns[i, 0, first_row], columns.strides[1] // 8,
                          pairs.shape[2], pairs.shape[1], <float *>&pairs[i, 0, 0])
-        _execute(&rows_plan)
 
 
 def unpack_rows(const float complex[:, :, ::1] pairs, int64_t first_row,
-                float complex[:, :, :] columns, FFTW before=None, FFTW after=None):
+                float complex[:, :, :] columns):
     cdef int64_t i
-    cdef fftw_exe rows_plan, columns_plan
     _need_pairs(columns, first_row, pairs)
-    _prepare(before, NULL, &pairs[0, 0, 0], &rows_plan)
-    _prepare(after, &columns[0, 0, 0], NULL, &columns_plan)
     with nogil:
-        _execute(&rows_plan)
         for i in range(pairs.shape[0]):
             ps_unpack_rows(<const float *>&pairs[i, 0, 0], pairs.shape[2], pairs.shape[1],
                            columns.strides[1] // 8, <float *>&columns[i, 0, first_row])
-        _execute(&columns_plan)
+
+
+cdef int _need_mask(const float complex[:, :, ::1] pairs, int64_t n, const int32_t[::1] inside,
+                    const float[:, ::1] taper) except -1:
+    return _need(n > 0 and n % 2 == 0 and n <= pairs.shape[2] and n <= 2 * pairs.shape[1] <= n + 2
+                 and inside.shape[0] == n + 1 and taper.shape[0] == n and taper.shape[1] == n)
 
 
 def mask_pairs(float complex[:, :, ::1] pairs, int64_t n, const double[::1] totals,
                const int32_t[::1] inside, double n_outside, bint subtract,
                const float[:, ::1] taper):
     cdef int64_t k = pairs.shape[0], n_pairs = pairs.shape[1], s = pairs.shape[2], i
-    _need(k > 0 and totals.shape[0] == k and n > 0 and n % 2 == 0 and n <= s
-          and n <= 2 * n_pairs <= n + 2 and inside.shape[0] == n + 1 and taper.shape[0] == n
-          and taper.shape[1] == n)
+    _need(k > 0 and totals.shape[0] == k)
+    _need_mask(pairs, n, inside, taper)
     with nogil:
         for i in range(k):
             ps_mask_pairs(<float *>&pairs[i, 0, 0], s, n, n_pairs, totals[i], &inside[0],
@@ -463,3 +414,452 @@ def weight_cone(float complex[:, :, :] data, float[:, :, ::1] weight,
     with nogil:
         ps_weight_cone(<float *>&data[0, 0, 0], &weight[0, 0, 0], &multiplicity[0, 0, 0], n,
                        data.strides[0] // 8, &rotation[0, 0], slope, sig0)
+
+
+# ---- all frames of a particle in one call ---------------------------------------------------------
+
+cdef enum:
+    ROWS
+    COLUMNS
+    TO_COLUMNS
+    TO_ROWS
+    FROM_ROWS
+    FROM_COLUMNS
+    N_PLANS
+
+cdef enum:
+    DOES_NOT_FIT = -2  # -1: an image cannot be read
+
+ctypedef struct frame_tables:
+    # what is constant for a particle, at frame 0; NULL where there is none
+    const double *kx
+    const double *ky
+    const double *ctf_phase
+    double defocus_to_turns
+    const float *gain
+    const float *noise
+    const double *even
+    const float *odd
+    const int32_t *last_x
+
+
+cdef class ImageViews:
+    """The tilt images of a tomogram, and the binned ones, as the kernels see them."""
+
+    cdef ps_image *images
+    cdef ps_image *binned
+    cdef int64_t n_frames
+    cdef list kept
+
+    def __cinit__(self, image_bytes, modes, samples=None):
+        cdef int64_t i
+        self.kept = [list(image_bytes), list(() if samples is None else samples)]
+        self.n_frames = len(self.kept[0])
+        _need(len(modes) == self.n_frames and (samples is None or len(samples) == self.n_frames))
+        # all zero, so that what is not there has no rows
+        self.images = <ps_image *>calloc(self.n_frames + 1, sizeof(ps_image))
+        self.binned = <ps_image *>calloc(self.n_frames + 1, sizeof(ps_image))
+        if self.images == NULL or self.binned == NULL:
+            raise MemoryError("no memory for the views of tilt images")
+        for i, image in enumerate(self.kept[0]):
+            if len(image):
+                _view_image(image, modes[i], &self.images[i])
+        for i, image in enumerate(self.kept[1]):
+            if len(image):
+                _view_binned(image, &self.binned[i])
+
+    def __dealloc__(self):
+        free(self.images)
+        free(self.binned)
+
+
+cdef class FrameRunner:
+    """Does in one call, without the GIL, what `core.frame_loop.FrameLoop` does call by call."""
+
+    cdef int64_t box, crop, window, prebin, edge, n_at_once, half, n_parts
+    cdef double extent
+    cdef bint apply_ctf, round_trip, is_odd, scales_whole_shift
+    cdef float sign
+    cdef object fill
+    cdef const double[::1] gain
+    cdef float[:, :, ::1] rows
+    cdef float complex[:, :, :, ::1] parts
+    cdef const float complex[:, :, :, ::1] parts_fs
+    cdef const float[:, :, :, ::1] factors
+    cdef float complex[:, :, :] window_rows
+    cdef const float complex[:, :, ::1] columns
+    cdef float complex[:, ::1] ramp_x
+    cdef float complex[:, ::1] ramp_y
+    cdef float complex[:, :, ::1] slices
+    cdef float[:, :, ::1] weights
+    cdef float complex[:, :, :] columns_rs
+    cdef float complex[:, :, ::1] pairs_fs
+    cdef float complex[:, :, ::1] pairs_rs
+    cdef float complex[:, :, :] gathered
+    cdef float complex[:, :, ::1] masked
+    cdef const int32_t[::1] inside
+    cdef double n_outside
+    cdef bint subtract_mean
+    cdef const float[:, ::1] taper
+    cdef fftw_exe[N_PLANS][MOST_FRAMES + 1] plans
+    cdef list kept
+
+    def __cinit__(self, loop):
+        settings = loop.settings
+        self.box, self.crop, self.half = settings.box, settings.crop, settings.box // 2 + 1
+        self.window, self.prebin = settings.window, settings.prebin
+        self.extent = settings.binning * settings.box
+        self.scales_whole_shift = settings.window % 2 == 0 or settings.exact_scale
+        self.apply_ctf, self.round_trip = settings.apply_ctf, settings.real_space_round_trip
+        self.sign = loop.sign
+        self.gain, self.ramp_x, self.ramp_y = loop.gain, loop.ramp_x, loop.ramp_y
+        self.slices, self.weights = loop.slices_fs, loop.weights
+        self.columns, self.fill = loop.window.columns, loop.fill
+        self.n_at_once = self.slices.shape[0]
+        self.taper = None
+        self.kept = []
+        _need(self.box > 0 and self.box % 2 == 0 and self.box <= 8192
+              and 0 < self.n_at_once <= MOST_FRAMES and self.gain.shape[0] == self.half
+              and self.ramp_x.shape[0] == self.n_at_once and self.ramp_x.shape[1] == self.half
+              and self.ramp_y.shape[0] == self.n_at_once and self.ramp_y.shape[1] == self.box
+              and self.columns.shape[0] >= self.n_at_once and self.columns.shape[1] == self.half
+              and self.columns.shape[2] >= self.box)
+        self._need_slices(self.slices)
+        if self.weights is not None:
+            _need(self.weights.shape[0] == self.n_at_once and self.weights.shape[1] == self.half
+                  and self.weights.shape[2] == self.box)
+        if self.fill is None:
+            self._take_windows(loop.window)
+        if self.round_trip:
+            self._take_images(loop)
+
+    cdef int _need_slices(self, const float complex[:, :, ::1] slices) except -1:
+        return _need(slices.shape[0] == self.n_at_once and slices.shape[1] == self.half
+                     and slices.shape[2] == self.box)
+
+    cdef int _take_plans(self, int kind, list plans, const void *source,
+                         const void *target) except -1:
+        cdef int64_t k
+        cdef FFTW plan
+        _need(len(plans) == self.n_at_once + 1)
+        for k in range(1, self.n_at_once + 1):
+            plan = plans[k]
+            self.plans[kind][k] = plan.get_fftw_exe()
+            _need(self.plans[kind][k]._input_pointer == source
+                  and self.plans[kind][k]._output_pointer == target)
+        self.kept.append(plans)
+        return 0
+
+    cdef int _take_windows(self, window) except -1:
+        self.rows, self.parts, self.parts_fs = window.rows, window.parts, window.parts_fs
+        self.factors, self.window_rows = window.factors, window.gathered
+        self.n_parts, self.is_odd = self.parts.shape[2], self.rows.shape[2] % 2 == 1
+        _need_joined(self.parts_fs, self.factors, 0, self.window_rows, self.n_at_once)
+        _need(self.window_rows.shape[1] == self.half
+              and self.window_rows.shape[2] == self.columns.shape[2]
+              and self.rows.shape[2] * self.prebin == self.window
+              and self.rows.shape[0] == self.n_at_once and self.parts.shape[0] == self.n_at_once
+              and self.parts.shape[1] == self.rows.shape[1]
+              and self.parts_fs.shape[1] == self.rows.shape[1]
+              and self.parts_fs.shape[2] == self.n_parts
+              and self.parts_fs.shape[3] == self.parts.shape[3]
+              and self.n_parts * self.parts.shape[3] * (1 if self.is_odd else 2)
+              == self.rows.shape[2] and self.rows.shape[2] <= 65536
+              and (self.is_odd or <void *>&self.rows[0, 0, 0] == <void *>&self.parts[0, 0, 0, 0]))
+        self._take_plans(ROWS, window.row_plans, &self.parts[0, 0, 0, 0],
+                         &self.parts_fs[0, 0, 0, 0])
+        self._take_plans(COLUMNS, window.column_plans, &self.window_rows[0, 0, 0],
+                         &self.columns[0, 0, 0])
+        return 0
+
+    cdef int _take_images(self, loop) except -1:
+        self.edge, mask = loop.edge, loop.mask
+        self.columns_rs, self.pairs_fs, self.pairs_rs = loop.columns_rs, loop.pairs_fs, loop.pairs_rs
+        _need_pairs(self.columns_rs, self.edge, self.pairs_fs)
+        _need(self.pairs_fs.shape[0] == self.n_at_once and self.pairs_fs.shape[2] == self.box
+              and self.pairs_rs.shape[0] == self.n_at_once
+              and self.pairs_rs.shape[1] == self.pairs_fs.shape[1]
+              and self.pairs_rs.shape[2] == self.box)
+        self._take_plans(TO_COLUMNS, loop.to_columns, &self.slices[0, 0, 0],
+                         &self.columns_rs[0, 0, 0])
+        self._take_plans(TO_ROWS, loop.to_rows, &self.pairs_fs[0, 0, 0], &self.pairs_rs[0, 0, 0])
+        if mask is not None:
+            self.inside, self.taper, self.n_outside = mask.inside, mask.taper, mask.n_outside
+            self.subtract_mean = mask.subtract_mean
+            _need_mask(self.pairs_rs, self.crop, self.inside, self.taper)
+        if self.weights is not None:
+            self.gathered, self.masked = loop.gathered, loop.masked_fs
+            _need_pairs(self.gathered, self.edge, self.pairs_fs)
+            self._need_slices(self.masked)
+            self._take_plans(FROM_ROWS, loop.from_rows, &self.pairs_rs[0, 0, 0],
+                             &self.pairs_fs[0, 0, 0])
+            self._take_plans(FROM_COLUMNS, loop.from_columns, &self.gathered[0, 0, 0],
+                             &self.masked[0, 0, 0])
+        return 0
+
+    cdef void _place_window(self, const double[:, :] points, int64_t f, int64_t *corner,
+                            double *cycles) noexcept nogil:
+        cdef int64_t centre = self.window // 2, unsampled
+        cdef double q, inside
+        cdef int axis
+        for axis in range(2):
+            q = points[f, axis]
+            corner[axis] = <int64_t>copysign(floor(fabs(q) + 0.5), q) - centre
+            inside = q - corner[axis]
+            if self.scales_whole_shift:
+                cycles[axis] = inside / self.extent
+            else:
+                cycles[axis] = <double>centre / self.window + (inside - centre) / self.extent
+            unsampled = -corner[axis] % self.prebin
+            if unsampled < 0:  # the remainder is C's
+                unsampled += self.prebin
+            cycles[axis] = cycles[axis] - 0.5 - <double>unsampled / self.window
+
+    cdef int64_t _transform_rows(self, const ps_image *images, int64_t k,
+                                 const int64_t *corners) noexcept nogil:
+        # how many pixels are not finite; negative if an image cannot be read
+        cdef int64_t height = self.window_rows.shape[2], block = self.rows.shape[1]
+        cdef int64_t first = 0, i, n_rows, found, n_bad = 0
+        while first < height:
+            n_rows = min(block, height - first)
+            for i in range(k):
+                found = ps_copy_rows(&images[i], corners[2 * i], corners[2 * i + 1] + first,
+                                     self.n_parts, self.rows.shape[2], n_rows, &self.rows[i, 0, 0])
+                if found < 0:
+                    return found
+                n_bad += found
+            self._join_rows(k, first, n_rows)
+            first += n_rows
+        return n_bad
+
+    cdef void _join_rows(self, int64_t k, int64_t first, int64_t n_rows) noexcept nogil:
+        cdef int64_t i, r, x
+        if self.is_odd:
+            for i in range(k):
+                for r in range(n_rows):
+                    for x in range(self.rows.shape[2]):
+                        self.parts[i, r, 0, x].real = self.rows[i, r, x]
+        execute_in_nogil(&self.plans[ROWS][k])
+        _join_rows(self.parts_fs, self.factors, first, n_rows, self.window_rows, k)
+
+    cdef int64_t _cut_binned(self, const ps_image *images, const ps_image *binned, int64_t k,
+                             const ps_filter *filter, int64_t margin, float *scratch,
+                             const int64_t *corners) noexcept nogil:
+        cdef int64_t i, n = self.rows.shape[2], found
+        for i in range(k):
+            if not _fits_binned(&corners[2 * i], margin, filter.factor, n, &binned[i]):
+                return DOES_NOT_FIT
+            found = ps_cut_binned(&images[i], &binned[i], filter, margin, corners[2 * i],
+                                  corners[2 * i + 1], n, scratch, &self.rows[i, 0, 0])
+            if found < 0:
+                return found
+        self._join_rows(k, 0, self.rows.shape[1])
+        return 0
+
+    cdef void _weight(self, const frame_tables *tables, int64_t f, int64_t i, double extra_defocus,
+                      bint apply_ctf, bint with_weights) noexcept nogil:
+        cdef int64_t table = f * self.half * self.box
+        cdef const double *phase = tables.ctf_phase + 5 * f
+        cdef double turns = tables.defocus_to_turns * extra_defocus
+        cdef ps_ctf ctf = ps_ctf(phase[0], phase[1] + turns, phase[2], phase[3] + turns, phase[4])
+        ps_weight_slice(<const float *>&self.columns[i, 0, 0], self.columns.shape[2], self.box,
+                        <const float *>&self.ramp_x[i, 0], <const float *>&self.ramp_y[i, 0],
+                        self.sign, &ctf if apply_ctf else NULL, tables.kx, tables.ky,
+                        tables.gain + table, tables.even, tables.odd,
+                        NULL if tables.noise == NULL else tables.noise + table,
+                        <float *>&self.slices[i, 0, 0],
+                        &self.weights[i, 0, 0] if with_weights else NULL)
+
+    cdef void _to_real_space(self, int64_t k) noexcept nogil:
+        cdef int64_t i, n_pairs = self.pairs_fs.shape[1]
+        cdef double[MOST_FRAMES] totals
+        for i in range(k):  # before the transform, which may overwrite the slices
+            totals[i] = self.slices[i, 0, 0].real * <double>(self.box * self.box)
+        execute_in_nogil(&self.plans[TO_COLUMNS][k])
+        for i in range(k):
+            ps_pack_rows(<const float *>&self.columns_rs[i, 0, self.edge],
+                         self.columns_rs.strides[1] // 8, self.box, n_pairs,
+                         <float *>&self.pairs_fs[i, 0, 0])
+        execute_in_nogil(&self.plans[TO_ROWS][k])
+        if self.taper is not None:
+            for i in range(k):
+                ps_mask_pairs(<float *>&self.pairs_rs[i, 0, 0], self.box, self.crop, n_pairs,
+                              totals[i], &self.inside[0], self.n_outside, self.subtract_mean,
+                              &self.taper[0, 0])
+
+    cdef void _to_fourier_space(self, int64_t k) noexcept nogil:
+        cdef int64_t i
+        execute_in_nogil(&self.plans[FROM_ROWS][k])
+        for i in range(k):
+            ps_unpack_rows(<const float *>&self.pairs_fs[i, 0, 0], self.box, self.pairs_fs.shape[1],
+                           self.gathered.strides[1] // 8, <float *>&self.gathered[i, 0, self.edge])
+        execute_in_nogil(&self.plans[FROM_COLUMNS][k])
+
+    cdef void _crop(self, int64_t k, float[:, :, ::1] images, int64_t at) noexcept nogil:
+        cdef int64_t i
+        for i in range(k):
+            ps_crop_pairs(<const float *>&self.pairs_rs[i, 0, 0], self.box, self.crop,
+                          &images[at + i, 0, 0])
+
+    cdef void _insert(self, const frame_tables *tables, int64_t f, int64_t i,
+                      const double[:, :, :] axes, bint scaled,
+                      float[:, :, :, ::1] volume) noexcept nogil:
+        cdef double[2][3] steps
+        cdef double scale = 1
+        cdef int a, c
+        for a in range(2):
+            for c in range(3):
+                steps[a][c] = axes[f, a, c] * (<double>self.crop / self.box)
+            if scaled:
+                scale *= sqrt(steps[a][0] * steps[a][0] + steps[a][1] * steps[a][1]
+                              + steps[a][2] * steps[a][2])
+        ps_insert_slice(<const float *>(&self.masked[i, 0, 0] if self.round_trip
+                                        else &self.slices[i, 0, 0]),
+                        &self.weights[i, 0, 0], self.box, tables.last_x + f * self.box,
+                        steps[0], steps[1], scale, self.crop, &volume[0, 0, 0, 0])
+
+    cdef int _need_volume(self, float[:, :, :, ::1] volume) except -1:
+        return _need(self.weights is not None and volume.shape[0] == self.crop + 3
+                     and volume.shape[1] == self.crop + 3
+                     and volume.shape[2] == self.crop // 2 + 2 and volume.shape[3] == 4
+                     and volume.size < 8589934592)
+
+    cdef int _need_images(self, float[:, :, ::1] images, int64_t n) except -1:
+        return _need(self.round_trip and images.shape[0] == n and images.shape[1] == self.crop
+                     and images.shape[2] == self.crop)
+
+    cdef int _take_tables(self, tables, aberrations, int64_t n_frames,
+                          frame_tables *taken) except -1:
+        # the objects keep the arrays
+        cdef const double[::1] kx = tables.kx
+        cdef const double[::1] ky = tables.ky
+        cdef const double[:, ::1] ctf_phase = tables.ctf_phase
+        cdef const float[:, :, ::1] gain = tables.gain
+        cdef const float[:, :, ::1] noise = tables.noise
+        cdef const int32_t[:, ::1] last_x = tables.last_x
+        cdef const double[:, ::1] even = aberrations.even_turns
+        cdef const float complex[:, ::1] odd = aberrations.odd_factor
+        _need(n_frames > 0 and kx.shape[0] == self.half and ky.shape[0] == self.box
+              and ctf_phase.shape[0] == n_frames and ctf_phase.shape[1] == 5
+              and last_x.shape[0] == n_frames and last_x.shape[1] == self.box)
+        taken[0] = frame_tables(&kx[0], &ky[0], &ctf_phase[0, 0], tables.defocus_to_turns,
+                                &gain[0, 0, 0], NULL, NULL, NULL, &last_x[0, 0])
+        self._need_table(gain, n_frames)
+        if noise is not None:
+            self._need_table(noise, n_frames)
+            taken.noise = &noise[0, 0, 0]
+        if even is not None:
+            _need(even.shape[0] == self.half and even.shape[1] == self.box)
+            taken.even = &even[0, 0]
+        if odd is not None:
+            _need(odd.shape[0] == self.half and odd.shape[1] == self.box)
+            taken.odd = <const float *>&odd[0, 0]
+        return 0
+
+    cdef int _need_table(self, const float[:, :, ::1] table, int64_t n_frames) except -1:
+        return _need(table.shape[0] == n_frames and table.shape[1] == self.half
+                     and table.shape[2] == self.box)
+
+    def run(self, const int64_t[::1] frames, images, tables, view, aberrations, double scale,
+            targets):
+        cdef ImageViews views = images.views
+        cdef const double[:, :] points = view.image_point
+        cdef const double[:] extra_defocus = view.extra_defocus
+        cdef const double[:, :, :] axes = view.slice_axes
+        cdef const double[:, :, :] average_axes = None
+        cdef float[:, :, :, ::1] volume = targets.volume
+        cdef float[:, :, :, ::1] average = None
+        cdef float[:, :, ::1] stack = targets.stack
+        cdef float[:, :, ::1] without_ctf = targets.without_ctf
+        cdef frame_tables taken
+        cdef ps_filter filter
+        cdef const float[::1] taps
+        cdef float *scratch = NULL
+        cdef ps_image[MOST_FRAMES] here
+        cdef ps_image[MOST_FRAMES] small
+        cdef int64_t[2 * MOST_FRAMES] corners
+        cdef double[2 * MOST_FRAMES] cycles
+        cdef int64_t n = frames.shape[0], margin = 0, at = 0, k, i, found = 0, n_bad = 0
+        cdef bint is_binned = images.binned is not None, inserts
+        if n == 0:
+            return 0
+        self._take_tables(tables, aberrations, views.n_frames, &taken)
+        _need_frames(frames, views.n_frames, n)
+        _need(points.shape[0] == views.n_frames and points.shape[1] == 2
+              and extra_defocus.shape[0] == views.n_frames)
+        for i in range(n):
+            _need(views.images[frames[i]].height > 0)
+        if is_binned:
+            taps, margin = images.binned.taps, images.binned.margin
+            _view_filter(taps, images.binned.factor, &filter)
+            _need(self.fill is None and filter.factor == self.prebin and margin % self.prebin == 0
+                  and self.rows.shape[1] == self.rows.shape[2]
+                  and self.window_rows.shape[2] == self.rows.shape[1]
+                  and filter.factor * self.rows.shape[2] >= filter.taps)
+        if volume is not None:
+            self._need_volume(volume)
+            _need_axes(axes, views.n_frames)
+        if targets.average is not None:
+            average, average_axes = targets.average.volume, targets.average.axes
+            self._need_volume(average)
+            _need_axes(average_axes, views.n_frames)
+        if stack is not None:
+            self._need_images(stack, n)
+        if without_ctf is not None:
+            self._need_images(without_ctf, n)
+        inserts = volume is not None or average is not None
+        if is_binned:
+            scratch = _make_scratch(&filter, self.rows.shape[2])
+        try:
+            with nogil:
+                while at < n:
+                    k = min(self.n_at_once, n - at)
+                    for i in range(k):
+                        here[i] = views.images[frames[at + i]]
+                        small[i] = views.binned[frames[at + i]]
+                        self._place_window(points, frames[at + i], &corners[2 * i], &cycles[2 * i])
+                    if is_binned:
+                        found = self._cut_binned(here, small, k, &filter, margin, scratch, corners)
+                    elif self.fill is None:
+                        found = self._transform_rows(here, k, corners)
+                    else:
+                        with gil:
+                            found = self.fill(images, view, frames[at:at + k])
+                    if found < 0:
+                        break
+                    n_bad += found
+                    if self.fill is None:
+                        execute_in_nogil(&self.plans[COLUMNS][k])
+                    for i in range(k):
+                        ps_make_ramps(&cycles[2 * i], &self.gain[0], self.box, scale,
+                                      <float *>&self.ramp_x[i, 0], <float *>&self.ramp_y[i, 0])
+                        self._weight(&taken, frames[at + i], i, extra_defocus[frames[at + i]],
+                                     self.apply_ctf, inserts)
+                    if self.round_trip:
+                        self._to_real_space(k)
+                    if stack is not None:
+                        self._crop(k, stack, at)
+                    if inserts:
+                        if self.round_trip:
+                            self._to_fourier_space(k)
+                        for i in range(k):
+                            if volume is not None:
+                                self._insert(&taken, frames[at + i], i, axes, True, volume)
+                            if average is not None:
+                                self._insert(&taken, frames[at + i], i, average_axes, False,
+                                             average)
+                    if without_ctf is not None:
+                        for i in range(k):
+                            self._weight(&taken, frames[at + i], i, 0, False, False)
+                        self._to_real_space(k)
+                        self._crop(k, without_ctf, at)
+                    at += k
+        finally:
+            free(scratch)
+        _need(found != DOES_NOT_FIT)
+        _need_image(found)
+        return n_bad
+
+
+cdef int _need_axes(const double[:, :, :] axes, int64_t n_frames) except -1:
+    return _need(axes.shape[0] == n_frames and axes.shape[1] == 2 and axes.shape[2] == 3)

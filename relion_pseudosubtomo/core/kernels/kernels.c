@@ -544,7 +544,45 @@ int64_t ps_cut_binned(const ps_image *image, const ps_image *binned, const ps_fi
     return failed;
 }
 
-/* ---- CTF and weights ------------------------------------------------------------------------- */
+/* ---- shifts, CTF and weights ------------------------------------------------------------------ */
+
+/* Fills factor gain exp(2 pi i cycles k), k = 0 .. n - 1: a few powers of one step in float64, each then
+ * multiplied by their number of steps again and again. */
+static inline __attribute__((always_inline)) void make_ramp(double cycles, const double *gain,
+                                                            int64_t n, double factor, float *ramp)
+{
+    enum { LANES = 8 };
+    double re[LANES], im[LANES], turns = cycles - rint(cycles);
+    for (int j = 0; j < LANES; j++) {
+        re[j] = cos(2 * M_PI * (j * turns));
+        im[j] = sin(2 * M_PI * (j * turns));
+    }
+    const double step_re = cos(2 * M_PI * (LANES * turns)), step_im = sin(2 * M_PI * (LANES * turns));
+    for (int64_t k = 0; k < n; k += LANES) {
+        int64_t count = n - k < LANES ? n - k : LANES;
+        for (int64_t j = 0; j < count; j++) {
+            ramp[2 * (k + j)] = (float)(factor * (gain[k + j] * re[j]));
+            ramp[2 * (k + j) + 1] = (float)(factor * (gain[k + j] * im[j]));
+        }
+        for (int j = 0; j < LANES; j++) {
+            double turned = re[j] * step_re - im[j] * step_im;
+            im[j] = re[j] * step_im + im[j] * step_re;
+            re[j] = turned;
+        }
+    }
+}
+
+PS_CLONES
+void ps_make_ramps(const double *cycles, const double *gain, int64_t s, double factor, float *ramp_x,
+                   float *ramp_y)
+{
+    make_ramp(cycles[0], gain, s / 2 + 1, 1.0, ramp_x);
+    make_ramp(cycles[1], gain, s / 2 + 1, factor, ramp_y);
+    for (int64_t k = 1; k <= s / 2; k++) {
+        ramp_y[2 * (s - k)] = ramp_y[2 * k];
+        ramp_y[2 * (s - k) + 1] = -ramp_y[2 * k + 1];
+    }
+}
 
 /* sin(2 pi t) of a phase t in turns. The phase is reduced in float64; the sine is the odd minimax
  * polynomial of degree 9 on a quarter turn, good to 2e-7 in float32. */

@@ -48,6 +48,11 @@ void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t 
                   const float *factors, int64_t n_columns, int64_t first_row, int64_t column_stride,
                   float *columns);
 
+/* Fills gain exp(2 pi i cycles k) along x, k = 0 .. s/2, and factor times that along y, s numbers in FFT
+ * order; cycles are those along x and y. */
+void ps_make_ramps(const double *cycles, const double *gain, int64_t s, double factor, float *ramp_x,
+                   float *ramp_y);
+
 void ps_fold_rows(const float *rows_fs, int64_t n_rows, int64_t n, const float *factors, float *rows);
 
 void ps_weight_slice(const float *columns, int64_t column_length, int64_t s, const float *ramp_x,

@@ -1,8 +1,6 @@
 """The kernels in NumPy: what each compiled kernel computes, and the fallback where there is none.
 
-Most kernels take k frames of one particle a call. Some also take plans, which they execute `before`
-and `after` their own work: as one call without the GIL, since threads wait for each other between
-calls. Arrays are those of the compiled kernels: slices
+Most kernels take k frames of one particle a call. Arrays are those of the compiled kernels: slices
 of shape (s/2 + 1, s) as [kx, ky] with ky in FFT order, the packed volume of shape (n + 3, n + 3,
 n/2 + 2, 4) as [z, y, x, (re, im, weight, multiplicity)] with j_z and j_y counted from -n/2 - 1.
 """
@@ -10,19 +8,12 @@ n/2 + 2, 4) as [z, y, x, (re, im, weight, multiplicity)] with j_z and j_y counte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray
-Plan = Any  # a pyfftw.FFTW or None
 IMAGE_DTYPES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
-
-
-def _execute(plan: Plan) -> None:
-    if plan is not None:
-        plan.execute()
 
 
 def copy_rows(
@@ -163,8 +154,6 @@ def join_rows(
     factors: Array,
     first_row: int,
     columns: Array,
-    before: Plan = None,
-    after: Plan = None,
 ) -> None:
     """Join the transforms of the parts of each row and write them into `columns`.
 
@@ -177,10 +166,7 @@ def join_rows(
         with ' for the imaginary part.
     columns : ndarray, shape (k or more, n_columns, column_length), complex64
         Filled at [:k, :, first_row:]; rows that do not fit are left out.
-    before, after : pyfftw.FFTW, optional
-        Plans that make `parts_fs`, and that take `columns`.
     """
-    _execute(before)
     n_frames, n_columns = len(parts_fs), columns.shape[1]
     n_rows = min(parts_fs.shape[1], columns.shape[2] - first_row)
     a = factors[:, 0, :, 0] + 1j * factors[:, 1, :, 1]
@@ -190,51 +176,6 @@ def join_rows(
     far = parts_fs[:, :n_rows, :, -j].conj()
     joined = (near * a + far * b).sum(axis=2)
     columns[:n_frames, :, first_row : first_row + n_rows] = joined.swapaxes(1, 2)
-    _execute(after)
-
-
-def transform_windows(
-    images: list[Array],
-    modes: Sequence[int],
-    corners: Array,
-    rows: Array,
-    parts: Array,
-    row_plan: Plan,
-    parts_fs: Array,
-    factors: Array,
-    columns: Array,
-    column_plan: Plan,
-) -> int:
-    """Copy windows and transform them, a block of rows at a time; return how many are not finite.
-
-    Parameters
-    ----------
-    images, modes, corners
-        As for `copy_rows`.
-    rows : ndarray, shape (k or more, n_rows, width), float32
-        Pixels of a block of rows; overwritten.
-    parts : ndarray, shape (k or more, n_rows, n_parts, length), complex64
-        The same memory where the width is even, with the pairs of pixels dealt out to parts. For an
-        odd width one part, whose real parts are filled.
-    row_plan : pyfftw.FFTW
-        From `parts` to `parts_fs`, for k frames.
-    parts_fs, factors
-        As for `join_rows`.
-    columns : ndarray, shape (k or more, n_columns, height), complex64
-        Filled, a block after the other.
-    column_plan : pyfftw.FFTW
-        Takes `columns`, for k frames.
-    """
-    height, (block, width) = columns.shape[2], rows.shape[1:]
-    n_bad = 0
-    for first in range(0, height, block):
-        here = rows[:, : height - first]
-        n_bad += copy_rows(images, modes, corners, first, here, parts.shape[2])
-        if width % 2:
-            parts.real[:, : height - first, 0] = here
-        join_rows(parts_fs[: len(images)], factors, first, columns, before=row_plan)
-    _execute(column_plan)
-    return n_bad
 
 
 def fold_rows(rows_fs: Array, factors: Array, rows: Array) -> None:
@@ -256,6 +197,25 @@ def fold_rows(rows_fs: Array, factors: Array, rows: Array) -> None:
     z = rows_fs.copy()
     z[:, :, [0, half]] = z[:, :, [0, half]].real
     rows[:] = a * z[:, :, :half] + b * z[:, :, half:0:-1].conj()
+
+
+def make_ramps(cycles: Array, gain: Array, factor: float, ramp_x: Array, ramp_y: Array) -> None:
+    """Make the phase ramps that shift windows to the origin.
+
+    Parameters
+    ----------
+    cycles : ndarray, shape (k, 2), float64
+        Cycles (x, y) of each ramp a frequency step.
+    gain : ndarray, shape (s/2 + 1,), float64
+        Factor at the frequencies k = 0 .. s/2, and at -k.
+    factor : float
+    ramp_x, ramp_y : ndarray, shape (k or more, s/2 + 1) and (k or more, s), complex64
+        The first k are filled: gain exp(2 pi i cycles k), along y times the factor, in FFT order.
+    """
+    ramps = gain * np.exp(2j * np.pi * cycles[:, :, None] * np.arange(len(gain)))
+    x, y = ramps[:, 0], factor * ramps[:, 1]
+    ramp_x[: len(cycles)] = x
+    ramp_y[: len(cycles)] = np.concatenate([y[:, :-1], y[:, :0:-1].conj()], axis=1)
 
 
 def weight_slices(
@@ -282,7 +242,7 @@ def weight_slices(
         Transforms of windows, [kx, ky].
     frames : ndarray, shape (k,), int64
         Frame of each, in `gain` and `noise`.
-    ramp_x, ramp_y : ndarray, shape (k, s/2 + 1) and (k, s), complex64
+    ramp_x, ramp_y : ndarray, shape (k or more, s/2 + 1) and (k or more, s), complex64
         Phase ramps of the shifts; a common factor may be in ramp_y.
     sign : float
         -1 inverts the contrast.
@@ -320,9 +280,7 @@ def weight_slices(
             slices[i] *= odd
 
 
-def pack_rows(
-    columns: Array, first_row: int, pairs: Array, before: Plan = None, after: Plan = None
-) -> None:
+def pack_rows(columns: Array, first_row: int, pairs: Array) -> None:
     """Pack half-complex transforms of rows, which stand across `columns`, two by two.
 
     Rows a and b become the transform of a + i b: complex transforms are twice as fast as real ones.
@@ -336,10 +294,7 @@ def pack_rows(
         Row that becomes the first.
     pairs : ndarray, shape (k, n_pairs, s), complex64
         Filled.
-    before, after : pyfftw.FFTW, optional
-        Plans that make `columns`, and that take `pairs`.
     """
-    _execute(before)
     half, n_rows = columns.shape[1], 2 * pairs.shape[1]
     rows = np.zeros((len(pairs), n_rows, half), np.complex64)
     given = columns[: len(pairs), :, first_row : first_row + n_rows].swapaxes(1, 2)
@@ -347,12 +302,9 @@ def pack_rows(
     rows[:, :, [0, -1]] = rows[:, :, [0, -1]].real
     whole = np.concatenate([rows, rows[:, :, half - 2 : 0 : -1].conj()], axis=2)
     pairs[:] = whole[:, ::2] + 1j * whole[:, 1::2]
-    _execute(after)
 
 
-def unpack_rows(
-    pairs: Array, first_row: int, columns: Array, before: Plan = None, after: Plan = None
-) -> None:
+def unpack_rows(pairs: Array, first_row: int, columns: Array) -> None:
     """Unpack transforms of pairs of rows into half-complex ones, across `columns`.
 
     Parameters
@@ -362,17 +314,13 @@ def unpack_rows(
         Place of the first row.
     columns : ndarray, shape (k or more, s/2 + 1, first_row + 2 n_pairs - 1 or more), complex64
         The first k are filled from `first_row` on.
-    before, after : pyfftw.FFTW, optional
-        Plans that make `pairs`, and that take `columns`.
     """
-    _execute(before)
     n_images, n_pairs, s = pairs.shape
     mirrored = np.roll(pairs[:, :, ::-1], 1, axis=2).conj()
     rows = np.stack([pairs + mirrored, (pairs - mirrored) / 1j], axis=2) / 2
     rows = rows.reshape(n_images, 2 * n_pairs, s)[:, : columns.shape[2] - first_row]
     stop = first_row + rows.shape[1]
     columns[:n_images, :, first_row:stop] = rows[:, :, : columns.shape[1]].swapaxes(1, 2)
-    _execute(after)
 
 
 def mask_pairs(
