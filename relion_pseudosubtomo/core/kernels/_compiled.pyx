@@ -1,5 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The compiled kernels: thin wrappers that check shapes, release the GIL and call C."""
+"""The compiled kernels: thin wrappers that check shapes, release the GIL and call C.
+
+`FrameRunner` goes through all frames of a particle in one call.
+"""
 
 from libc.stdint cimport int32_t, int64_t
 from libc.math cimport copysign, fabs, floor, sqrt
