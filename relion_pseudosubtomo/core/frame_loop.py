@@ -161,22 +161,9 @@ class FrameLoop:
         OSError
             If an image cannot be read any more; the targets are left half done.
         """
-        run = self._run if self._runner is None else self._runner.run
         frames = np.flatnonzero(view.visible)
-        n_bad: int = run(frames, images, tables, view, aberrations, scale, targets)
-        return n_bad
-
-    def _run(
-        self,
-        frames: NDArray[np.int64],
-        images: TiltImages,
-        tables: FrameTables,
-        view: ParticleView,
-        aberrations: Aberrations,
-        scale: float,
-        targets: Targets,
-    ) -> int:
-        """Do what `kernels.FrameRunner.run` does."""
+        if self._runner is not None:
+            return self._runner.run(frames, images, tables, view, aberrations, scale, targets)
         apply_ctf, n_bad = self.settings.apply_ctf, 0
         for first in range(0, len(frames), self.n_at_once):
             here = slice(first, first + self.n_at_once)

@@ -322,6 +322,9 @@ MISFITS: dict[str, Callable[[], None]] = {
     "binned images for a loop of whole ones": lambda: run_with(
         {"images": {"binned": replace(make_given(BINNED).images.binned)}}
     ),
+    "whole images for a loop of binned ones": lambda: run_with(
+        {"images": {"binned": None}}, prebin=2
+    ),
     "loop's gain": lambda: build_with(gain=np.ones(14)),
     "loop's ramp along x": lambda: build_with(ramp_x=empty(K, 14, dtype=np.complex64)),
     "loop's ramp along y": lambda: build_with(ramp_y=empty(7, 24, dtype=np.complex64)),

@@ -788,8 +788,8 @@ cdef class FrameRunner:
             return 0
         self._take_tables(tables, aberrations, views.n_frames, &taken)
         _need_frames(frames, views.n_frames, n)
-        _need(points.shape[0] == views.n_frames and points.shape[1] == 2
-              and extra_defocus.shape[0] == views.n_frames)
+        _need(is_binned == (self.prebin > 1) and points.shape[0] == views.n_frames
+              and points.shape[1] == 2 and extra_defocus.shape[0] == views.n_frames)
         for i in range(n):
             _need(views.images[frames[i]].height > 0)
         if is_binned:
