@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relion_pseudosubtomo.core.prebin import HALF_LENGTH, binned_size
-from relion_pseudosubtomo.core.windows import BLOCK_BYTES, frames_at_once
+from relion_pseudosubtomo.core.windows import BLOCK_BYTES
 from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram
 from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, real_box_size
 
@@ -177,18 +177,17 @@ def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int
 
 
 def _frame_memory(options: JobOptions) -> int:
-    """Return the bytes of a thread's scratch arrays for the frames that it does at once."""
+    """Return the bytes of a thread's scratch arrays for a frame."""
     s, n, s0 = options.box, options.crop, options.window
-    half, n_frames = s // 2 + 1, frames_at_once(s0, s)
-    rows = 8 * n_frames * s0 * s0 if n_frames > 1 else 2 * BLOCK_BYTES
+    half, rows = s // 2 + 1, 2 * BLOCK_BYTES
     window = 16 * half * (s0 + 8) + (4 * s0 * s0 if options.circle_precrop else 0)
     image = 8 * half * s + 8 * half * (s + 8) + 8 * s * (n + 2)
     if not options.stack2d or options.average:
         image += 8 * half * s + 8 * half * (s + 8) + 4 * half * s
     if options.prebin and options.prebin_factor > 1:
         small = s0 // options.prebin_factor
-        rows = max(rows, 8 * frames_at_once(small, s) * small * small)
-    return n_frames * (window + image) + rows
+        rows = max(rows, 8 * small * small)
+    return window + image + rows
 
 
 def _average_memory(options: JobOptions, threads: int) -> float:

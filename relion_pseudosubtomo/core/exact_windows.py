@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,9 +28,9 @@ class ScaledWindowTransform:
 
     Attributes
     ----------
-    columns : ndarray, shape (1, s/2 + 1, s), complex64
-        Result of `transform`, one frame a call: [frame, kx, ky], ky in FFT order, origin at the
-        window's corner, in the scale of a fast transform of the window.
+    columns : ndarray, shape (s/2 + 1, s), complex64
+        Result of `transform`: [kx, ky], ky in FFT order, origin at the window's corner, in the
+        scale of a fast transform of the window.
     """
 
     def __init__(self, window: int, box: int, binning: float, *, circle_precrop: bool) -> None:
@@ -43,8 +41,8 @@ class ScaledWindowTransform:
         self._waves_x = np.concatenate([np.cos(turns_x), np.sin(turns_x)], axis=1)
         self._waves_y = window / extent * np.exp(1j * turns_y)
         self._circle_precrop = circle_precrop
-        self._pixels = fft.zeros((1, window, window), np.float32)
-        self.columns: NDArray[np.complex64] = fft.zeros((1, half, box), np.complex64)
+        self._pixels = fft.zeros((window, window), np.float32)
+        self.columns: NDArray[np.complex64] = fft.zeros((half, box), np.complex64)
 
     @property
     def nbytes(self) -> int:
@@ -53,16 +51,16 @@ class ScaledWindowTransform:
         return sum(array.nbytes for array in arrays)
 
     def transform(
-        self, images: list[NDArray], modes: Sequence[int], corners: NDArray[np.int64]
+        self, image_bytes: NDArray[np.uint8], mode: int, corner: NDArray[np.int64]
     ) -> int:
-        """Fill `columns` from the window of one frame; return how many pixels are not finite.
+        """Fill `columns` from a window of an image; return how many pixels are not finite.
 
         Parameters as for `windows.WindowTransform.transform`.
         """
-        n_bad = kernels.copy_rows(images, modes, corners, 0, self._pixels)
+        n_bad: int = kernels.copy_rows(image_bytes, mode, corner, 0, self._pixels)
         if self._circle_precrop:
-            crop_circle(self._pixels[0])
-        half = self.columns.shape[1]
-        parts = self._pixels[0].astype(np.float64) @ self._waves_x
-        self.columns[0] = (self._waves_y @ (parts[:, :half] + 1j * parts[:, half:])).T
+            crop_circle(self._pixels)
+        half = len(self.columns)
+        parts = self._pixels.astype(np.float64) @ self._waves_x
+        self.columns[:] = (self._waves_y @ (parts[:, :half] + 1j * parts[:, half:])).T
         return n_bad

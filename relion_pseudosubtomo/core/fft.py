@@ -8,7 +8,6 @@ into a weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,13 @@ def zeros(shape: tuple[int, ...], dtype: Any) -> NDArray:
     return pyfftw.zeros_aligned(shape, dtype=dtype, n=64)
 
 
-def padded_columns(n_frames: int, n_columns: int, length: int) -> NDArray[np.complex64]:
-    """Return zeroed columns, [frame, column, row], a little further apart than they are long.
+def padded_columns(n_columns: int, length: int) -> NDArray[np.complex64]:
+    """Return zeroed columns, [column, row], a little further apart than they are long.
 
     Columns that lie a power of two apart share a few cache sets, which makes any access across
     them several times slower.
     """
-    return zeros((n_frames, n_columns, length + 8), np.complex64)[:, :, :length]
+    return zeros((n_columns, length + 8), np.complex64)[:, :length]
 
 
 def padded_planes(n_planes: int, n_rows: int, length: int) -> NDArray[np.complex64]:
@@ -47,13 +46,6 @@ def plan_forward(source: NDArray, target: NDArray, axes: tuple[int, ...] = (-1,)
 def plan_backward(source: NDArray, target: NDArray, axes: tuple[int, ...] = (-1,)) -> Plan:
     """Return a plan of the backward transform; a complex-to-real one destroys `source`."""
     return _plan(source, target, axes, "FFTW_BACKWARD")
-
-
-def plan_frames(
-    plan: Callable[[NDArray, NDArray], Plan], source: NDArray, target: NDArray
-) -> list[Plan]:
-    """Return plans for none, the first, the first two, ... of the frames along the first axis."""
-    return [None, *(plan(source[:k], target[:k]) for k in range(1, len(source) + 1))]
 
 
 def _plan(source: NDArray, target: NDArray, axes: tuple[int, ...], direction: str) -> Plan:

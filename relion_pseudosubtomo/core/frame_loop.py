@@ -19,12 +19,7 @@ from relion_pseudosubtomo.core.inputs import (
 )
 from relion_pseudosubtomo.core.masks import ImageMask, image_mask
 from relion_pseudosubtomo.core.prebin import filter_response, filter_taps
-from relion_pseudosubtomo.core.windows import (
-    WindowTransform,
-    frames_at_once,
-    shift_cycles,
-    window_corners,
-)
+from relion_pseudosubtomo.core.windows import WindowTransform, shift_cycles, window_corners
 
 Floats = NDArray[np.floating]
 
@@ -55,7 +50,7 @@ class Targets:
 
 
 class FrameLoop:
-    """Plans and scratch arrays for a few frames at a time, and the loop over a particle's frames.
+    """Plans and scratch arrays for a frame, and the loop over a particle's frames.
 
     The loop is here in Python, a kernel or a plan a call. The compiled `kernels.FrameRunner` takes
     the same arrays and plans, and does all frames in one call without the GIL: threads wait for
@@ -72,25 +67,25 @@ class FrameLoop:
         -1 inverts the contrast.
     window : WindowTransform or ScaledWindowTransform
     fill : callable or None
-        (images, view, frames) -> pixels that are not finite; fills the window's columns where they
-        are more than the transforms of windows as they are cut.
+        (images, view, frame) -> pixels that are not finite; fills the window's columns where they
+        are more than the transform of a window as it is cut.
     gain : ndarray, shape (s/2 + 1,), float64
         Factor on the frequencies kx and ky of a window.
-    ramp_x, ramp_y : ndarray, shape (k, s/2 + 1) and (k, s), complex64
+    ramp_x, ramp_y : ndarray, shape (s/2 + 1,) and (s,), complex64
         Phase ramps.
-    slices_fs : ndarray, shape (k, s/2 + 1, s), complex64
-        Weighted slices, origin at the corner.
-    weights : ndarray, shape (k, s/2 + 1, s), float32, or None
-        Their weights, where slices are inserted.
+    slice_fs : ndarray, shape (s/2 + 1, s), complex64
+        Weighted slice, origin at the corner.
+    weight : ndarray, shape (s/2 + 1, s), float32, or None
+        Its weight, where slices are inserted.
     edge : int
         Rows before the central ones.
     mask : ImageMask or None
     columns_rs, pairs_fs, pairs_rs : ndarray
-        Columns of the images, and their central rows two by two before and after the transform.
+        Columns of the image, and its central rows two by two before and after the transform.
     gathered, masked_fs : ndarray
-        The way back: columns of the masked rows, and their slices.
-    to_columns, to_rows, from_rows, from_columns : list
-        Plans between them, for each number of frames.
+        The way back: columns of the masked rows, and their slice.
+    to_columns, to_rows, from_rows, from_columns : plan
+        Between them.
     """
 
     def __init__(self, settings: ExtractionSettings) -> None:
@@ -99,38 +94,36 @@ class FrameLoop:
         self.sign = -1.0 if settings.invert_contrast else 1.0
         self.window = _make_window_transform(settings)
         is_plain = isinstance(self.window, WindowTransform) and not settings.circle_precrop
-        self.fill = None if is_plain else self._transform_windows
+        self.fill = None if is_plain else self._transform_window
         self.gain = _window_gain(settings)
-        self.n_at_once = k = len(self.window.columns)
-        self.ramp_x = fft.zeros((k, half), np.complex64)
-        self.ramp_y = fft.zeros((k, s), np.complex64)
-        self.slices_fs = fft.zeros((k, half, s), np.complex64)
-        self.weights: NDArray[np.float32] | None = None
+        self.ramp_x = fft.zeros((half,), np.complex64)
+        self.ramp_y = fft.zeros((s,), np.complex64)
+        self.slice_fs = fft.zeros((half, s), np.complex64)
+        self.weight: NDArray[np.float32] | None = None
         if settings.inserts_slices:
-            self.weights = fft.zeros((k, half, s), np.float32)
+            self.weight = fft.zeros((half, s), np.float32)
         self.mask: ImageMask | None = None
         if settings.real_space_round_trip:
             self._make_image_plans(s, settings.crop, half)
         self._runner = kernels.FrameRunner and kernels.FrameRunner(self)
 
     def _make_image_plans(self, s: int, n: int, half: int) -> None:
-        settings, k = self.settings, self.n_at_once
+        settings = self.settings
         self.edge = (s - n) // 2
         n_pairs = min(n + 2, s) // 2  # the circle reaches n + 1 rows
-        self.columns_rs = fft.padded_columns(k, half, s)
-        self.pairs_fs, self.pairs_rs = (fft.zeros((k, n_pairs, s), np.complex64) for _ in range(2))
-        plan, backward = fft.plan_frames, fft.plan_backward
-        self.to_columns = plan(backward, self.slices_fs, self.columns_rs)
-        self.to_rows = plan(backward, self.pairs_fs, self.pairs_rs)
+        self.columns_rs = fft.padded_columns(half, s)
+        self.pairs_fs, self.pairs_rs = (fft.zeros((n_pairs, s), np.complex64) for _ in range(2))
+        self.to_columns = fft.plan_backward(self.slice_fs, self.columns_rs)
+        self.to_rows = fft.plan_backward(self.pairs_fs, self.pairs_rs)
         if settings.circle_crop or settings.grid_precorr:
             self.mask = image_mask(
                 s, n, circle_crop=settings.circle_crop, grid_precorr=settings.grid_precorr
             )
         if settings.inserts_slices:
-            self.gathered = fft.padded_columns(k, half, s)
-            self.masked_fs = fft.zeros((k, half, s), np.complex64)
-            self.from_rows = plan(fft.plan_forward, self.pairs_rs, self.pairs_fs)
-            self.from_columns = plan(fft.plan_forward, self.gathered, self.masked_fs)
+            self.gathered = fft.padded_columns(half, s)
+            self.masked_fs = fft.zeros((half, s), np.complex64)
+            self.from_rows = fft.plan_forward(self.pairs_rs, self.pairs_fs)
+            self.from_columns = fft.plan_forward(self.gathered, self.masked_fs)
 
     def run(
         self,
@@ -164,130 +157,110 @@ class FrameLoop:
         frames = np.flatnonzero(view.visible)
         if self._runner is not None:
             return self._runner.run(frames, images, tables, view, aberrations, scale, targets)
-        apply_ctf, n_bad = self.settings.apply_ctf, 0
-        for first in range(0, len(frames), self.n_at_once):
-            here = slice(first, first + self.n_at_once)
-            few, k = frames[here], len(frames[here])
-            n_bad += self._transform_windows(images, view, few)
-            cycles = self._shift_cycles(view.image_point[few])
+        n_bad = 0
+        weight = self.weight if targets.takes_slices else None
+        for i, f in enumerate(frames.tolist()):
+            n_bad += self._transform_window(images, view, f)
+            cycles = self._shift_cycles(view.image_point[f])
             kernels.make_ramps(cycles, self.gain, scale, self.ramp_x, self.ramp_y)
-            weights = self.weights if targets.takes_slices else None
-            self._weight(few, tables, view, aberrations, apply_ctf=apply_ctf, weights=weights)
+            ctf = self._ctf_phase(tables, view, f) if self.settings.apply_ctf else None
+            self._weight(f, tables, aberrations, ctf, weight)
             if self.settings.real_space_round_trip:
-                self._to_real_space(k)
+                self._to_real_space()
             if targets.stack is not None:
-                kernels.crop_pairs(self.pairs_rs, targets.stack[here])
+                kernels.crop_pairs(self.pairs_rs, targets.stack[i])
             if targets.takes_slices:
-                self._insert(few, tables, view, targets)
+                self._insert(f, tables, view, targets)
             if targets.without_ctf is not None:
-                self._weight(few, tables, view, aberrations, apply_ctf=False, weights=None)
-                self._to_real_space(k)
-                kernels.crop_pairs(self.pairs_rs, targets.without_ctf[here])
+                self._weight(f, tables, aberrations, None, None)
+                self._to_real_space()
+                kernels.crop_pairs(self.pairs_rs, targets.without_ctf[i])
         return n_bad
 
-    def _shift_cycles(self, points: Floats) -> Floats:
-        """Return the cycles that move particles to the centre of the box."""
+    def _shift_cycles(self, point: Floats) -> Floats:
+        """Return the cycles that move a particle to the centre of the box."""
         settings, window = self.settings, self.settings.window
         cycles = shift_cycles(
-            points, window, settings.box, settings.binning, exact_scale=settings.exact_scale
+            point, window, settings.box, settings.binning, exact_scale=settings.exact_scale
         )
         # from the first pixel that is sampled
-        return cycles - 0.5 - (-window_corners(points, window) % settings.prebin) / window
+        return cycles - 0.5 - (-window_corners(point, window) % settings.prebin) / window
 
-    def _transform_windows(
-        self, images: TiltImages, view: ParticleView, frames: NDArray[np.int64]
-    ) -> int:
-        image_bytes = [images.image_bytes[f] for f in frames]
-        modes = [images.modes[f] for f in frames]
-        corners = window_corners(view.image_point[frames], self.settings.window)
-        binned = images.binned
+    def _transform_window(self, images: TiltImages, view: ParticleView, f: int) -> int:
+        image = images.image_bytes[f], images.modes[f]
+        corner = window_corners(view.image_point[f], self.settings.window)
+        binned, window = images.binned, self.window
         if binned is None:
-            return self.window.transform(image_bytes, modes, corners)
-        assert isinstance(self.window, WindowTransform)
-        samples = [binned.samples[f] for f in frames]
-        kernels.cut_binned(
-            image_bytes,
-            modes,
-            samples,
-            corners,
-            binned.taps,
-            binned.factor,
-            binned.margin,
-            self.window.rows,
-        )
-        self.window.transform_rows(len(frames), 0)
-        self.window.transform_columns(len(frames))
+            return window.transform(*image, corner)
+        assert isinstance(window, WindowTransform)
+        how = binned.taps, binned.factor, binned.margin
+        kernels.cut_binned(*image, binned.samples[f], corner, *how, window.rows)
+        window.transform_rows()
         return 0
+
+    @staticmethod
+    def _ctf_phase(tables: FrameTables, view: ParticleView, f: int) -> Floats:
+        ctf = tables.ctf_phase[f].copy()
+        ctf[[1, 3]] += tables.defocus_to_turns * view.extra_defocus[f]
+        return ctf
 
     def _weight(
         self,
-        frames: NDArray[np.int64],
+        f: int,
         tables: FrameTables,
-        view: ParticleView,
         aberrations: Aberrations,
-        *,
-        apply_ctf: bool,
-        weights: NDArray[np.float32] | None,
+        ctf: Floats | None,
+        weight: NDArray[np.float32] | None,
     ) -> None:
-        ctf = tables.ctf_phase[frames]
-        ctf[:, [1, 3]] += tables.defocus_to_turns * view.extra_defocus[frames, None]
-        kernels.weight_slices(
+        kernels.weight_slice(
             self.window.columns,
-            frames,
             self.ramp_x,
             self.ramp_y,
             self.sign,
-            ctf if apply_ctf else None,
+            ctf,
             tables.kx,
             tables.ky,
-            tables.gain,
+            tables.gain[f],
             aberrations.even_turns,
             aberrations.odd_factor,
-            tables.noise,
-            self.slices_fs,
-            weights,
+            None if tables.noise is None else tables.noise[f],
+            self.slice_fs,
+            weight,
         )
 
-    def _to_real_space(self, k: int) -> None:
-        """Fill `pairs_rs` with the central rows of images, masked; origin at (s/2, s/2)."""
+    def _to_real_space(self) -> None:
+        """Fill `pairs_rs` with the central rows of the image, masked; origin at (s/2, s/2)."""
         s, mask = self.settings.box, self.mask
-        totals = self.slices_fs[:k, 0, 0].real * np.float64(s * s)
-        self.to_columns[k].execute()
-        kernels.pack_rows(self.columns_rs, self.edge, self.pairs_fs[:k])
-        self.to_rows[k].execute()
+        total = self.slice_fs[0, 0].real * np.float64(s * s)  # the transform may overwrite it
+        self.to_columns.execute()
+        kernels.pack_rows(self.columns_rs, self.edge, self.pairs_fs)
+        self.to_rows.execute()
         if mask is not None:
             kernels.mask_pairs(
-                self.pairs_rs[:k],
+                self.pairs_rs,
                 self.settings.crop,
-                totals,
+                total,
                 mask.inside,
                 mask.n_outside,
                 mask.subtract_mean,
                 mask.taper,
             )
 
-    def _insert(
-        self,
-        frames: NDArray[np.int64],
-        tables: FrameTables,
-        view: ParticleView,
-        targets: Targets,
-    ) -> None:
-        k, slices_fs, settings = len(frames), self.slices_fs, self.settings
+    def _insert(self, f: int, tables: FrameTables, view: ParticleView, targets: Targets) -> None:
+        slice_fs, settings = self.slice_fs, self.settings
         if settings.real_space_round_trip:
-            slices_fs = self.masked_fs
-            self.from_rows[k].execute()
-            kernels.unpack_rows(self.pairs_fs[:k], self.edge, self.gathered)
-            self.from_columns[k].execute()
-        slices = (slices_fs, self.weights, frames, tables.last_x)
+            slice_fs = self.masked_fs
+            self.from_rows.execute()
+            kernels.unpack_rows(self.pairs_fs, self.edge, self.gathered)
+            self.from_columns.execute()
+        given, step = (slice_fs, self.weight, tables.last_x[f]), settings.crop / settings.box
         if targets.volume is not None:
-            axes = view.slice_axes * (settings.crop / settings.box)
-            scales = np.linalg.norm(axes, axis=2).prod(axis=1)
-            kernels.insert_slices(*slices, axes, scales, targets.volume)
+            axes = view.slice_axes[f] * step
+            scale = np.linalg.norm(axes, axis=1).prod()
+            kernels.insert_slice(*given, axes, scale, targets.volume)
         if targets.average is not None:
-            # without the scale of spec 2.8, which divides out
-            axes = targets.average.axes * (settings.crop / settings.box)
-            kernels.insert_slices(*slices, axes, np.ones(len(axes)), targets.average.volume)
+            axes = targets.average.axes[f] * step  # without the scale, which divides out
+            kernels.insert_slice(*given, axes, 1.0, targets.average.volume)
 
 
 def _window_gain(settings: ExtractionSettings) -> Floats:
@@ -307,6 +280,5 @@ def _make_window_transform(settings: ExtractionSettings) -> WindowTransform | Sc
         (window, window),
         box,
         circle_precrop=precrop,
-        n_frames=frames_at_once(window, box),
         cut_before=settings.prebin > 1,
     )

@@ -10,7 +10,7 @@ from relion_pseudosubtomo.core.windows import factor_pairs
 
 
 def make_packed_volume(box: int) -> NDArray[np.float32]:
-    """Return an empty packed volume, as `kernels.insert_slices` needs it for box `box`."""
+    """Return an empty packed volume, as `kernels.insert_slice` needs it for box `box`."""
     return fft.zeros((box + 3, box + 3, box // 2 + 2, 4), np.float32)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,17 +10,6 @@ from relion_pseudosubtomo.core.masks import crop_circle
 
 #: Rows transformed at once: a block of input and output stays in the second-level cache.
 BLOCK_BYTES = 300_000
-
-#: Small windows are done several at a time: fewer and longer transforms, and fewer calls where the
-#: loop over frames runs in Python. Their pixels and columns stay in the second-level cache too.
-FRAMES_BYTES = 900_000
-MOST_FRAMES = 8
-
-
-def frames_at_once(window: int, box: int) -> int:
-    """Return of how many frames the windows are done at a time, for s0 and s."""
-    frame_bytes = 4 * window * window + 8 * window * (box // 2 + 1)
-    return max(1, min(MOST_FRAMES, FRAMES_BYTES // frame_bytes))
 
 
 class WindowTransform:
@@ -40,26 +27,23 @@ class WindowTransform:
         s, binned pixels along x.
     circle_precrop : bool
         Whether the window is multiplied by a circle first (spec 2.4).
-    n_frames : int
-        Most frames a call.
     cut_before : bool
         Whether whole windows are cut by others, into `rows`.
 
     Attributes
     ----------
-    rows : ndarray, shape (n_frames, n_rows, width), float32
+    rows : ndarray, shape (n_rows, width), float32
         Pixels of a block of rows.
-    parts, parts_fs : ndarray, shape (n_frames, n_rows, n_parts, length), complex64
+    parts, parts_fs : ndarray, shape (n_rows, n_parts, length), complex64
         The same memory where the width is even, dealt out to parts, and their transforms.
     factors : ndarray, shape (n_parts, 4, s/2 + 1, 2), float32
         What joins the parts (`join_factors`).
-    gathered : ndarray, shape (n_frames, s/2 + 1, s0), complex64
-        Transforms of all rows, [frame, kx, row].
-    columns : ndarray, shape (n_frames, s/2 + 1, s0), complex64
-        Result: [frame, kx, ky], origin at the window's corner, not normalised.
-    row_plans, column_plans : list
-        Plans from `parts` to `parts_fs` and from `gathered` to `columns`, for each number of
-        frames.
+    gathered : ndarray, shape (s/2 + 1, s0), complex64
+        Transforms of all rows, [kx, row].
+    columns : ndarray, shape (s/2 + 1, s0), complex64
+        Result: [kx, ky], origin at the window's corner, not normalised.
+    row_plan, column_plan : plan
+        From `parts` to `parts_fs` and from `gathered` to `columns`.
     """
 
     def __init__(
@@ -68,28 +52,26 @@ class WindowTransform:
         box: int,
         *,
         circle_precrop: bool = False,
-        n_frames: int = 1,
         cut_before: bool = False,
     ) -> None:
         height, width = window_yx
         half = box // 2 + 1
         n_parts, length = split_row(width, width if cut_before else box)
-        in_one = n_frames > 1 or cut_before
-        n_blocks = 1 if in_one else max(1, -(-4 * height * width // BLOCK_BYTES))
+        n_blocks = 1 if cut_before else max(1, -(-4 * height * width // BLOCK_BYTES))
         block = -(-height // n_blocks)
-        self.parts = fft.zeros((n_frames, block, n_parts, length), np.complex64)
+        self.parts = fft.zeros((block, n_parts, length), np.complex64)
         self.parts_fs = fft.zeros(self.parts.shape, np.complex64)
-        self.row_plans = fft.plan_frames(fft.plan_forward, self.parts, self.parts_fs)
+        self.row_plan = fft.plan_forward(self.parts, self.parts_fs)
         self.factors = join_factors(width, half, n_parts)
         self._is_odd = width % 2 == 1
         if self._is_odd:
-            self.rows = fft.zeros((n_frames, block, width), np.float32)
+            self.rows = fft.zeros((block, width), np.float32)
         else:
-            self.rows = self.parts.view(np.float32).reshape(n_frames, block, width)
-        self.gathered = fft.padded_columns(n_frames, half, height)
-        self.columns: NDArray[np.complex64] = fft.zeros((n_frames, half, height), np.complex64)
-        self.column_plans = fft.plan_frames(fft.plan_forward, self.gathered, self.columns)
-        self._whole = fft.zeros((n_frames, *window_yx), np.float32) if circle_precrop else None
+            self.rows = self.parts.view(np.float32).reshape(block, width)
+        self.gathered = fft.padded_columns(half, height)
+        self.columns: NDArray[np.complex64] = fft.zeros((half, height), np.complex64)
+        self.column_plan = fft.plan_forward(self.gathered, self.columns)
+        self._whole = fft.zeros(window_yx, np.float32) if circle_precrop else None
 
     @property
     def nbytes(self) -> int:
@@ -98,49 +80,47 @@ class WindowTransform:
         return 2 * self.parts.nbytes + 2 * self.columns.nbytes + whole
 
     def transform(
-        self, images: list[NDArray], modes: Sequence[int], corners: NDArray[np.int64]
+        self, image_bytes: NDArray[np.uint8], mode: int, corner: NDArray[np.int64]
     ) -> int:
-        """Fill `columns` from windows of k frames; return how many pixels are not finite.
+        """Fill `columns` from a window of an image; return how many pixels are not finite.
 
         Parameters
         ----------
-        images : list of ndarray, shape (height, width * itemsize), uint8
-            k tilt images as bytes.
-        modes : sequence of int
-            Their MRC modes.
-        corners : ndarray, shape (k, 2), int64
-            First pixel (x, y) of each window; outside the image the nearest edge pixel is repeated.
+        image_bytes : ndarray, shape (height, width * itemsize), uint8
+            The tilt image as bytes.
+        mode : int
+            Its MRC mode.
+        corner : ndarray, shape (2,), int64
+            First pixel (x, y) of the window; outside the image the nearest edge pixel is repeated.
         """
         if self._whole is None:
-            return self._transform(images, modes, corners)
-        n_bad: int = kernels.copy_rows(images, modes, corners, 0, self._whole)
-        windows = list(self._whole[: len(images)])
-        for window in windows:
-            crop_circle(window)
-        self._transform([w.view(np.uint8) for w in windows], [2] * len(windows), 0 * corners)
+            return self._transform(image_bytes, mode, corner)
+        n_bad: int = kernels.copy_rows(image_bytes, mode, corner, 0, self._whole)
+        crop_circle(self._whole)
+        self._transform(self._whole.view(np.uint8), 2, 0 * corner)
         return n_bad
 
     def _transform(
-        self, images: list[NDArray], modes: Sequence[int], corners: NDArray[np.int64]
+        self, image_bytes: NDArray[np.uint8], mode: int, corner: NDArray[np.int64]
     ) -> int:
-        height, n_parts, n_bad = self.columns.shape[2], self.parts.shape[2], 0
-        for first in range(0, height, self.rows.shape[1]):
-            block = self.rows[: len(images), : height - first]
-            n_bad += kernels.copy_rows(images, modes, corners, first, block, n_parts)
-            self.transform_rows(len(images), first)
-        self.transform_columns(len(images))
+        height, n_parts, n_bad = self.columns.shape[1], self.parts.shape[1], 0
+        for first in range(0, height, len(self.rows)):
+            block = self.rows[: height - first]
+            n_bad += kernels.copy_rows(image_bytes, mode, corner, first, block, n_parts)
+            self._transform_rows(first)
+        self.column_plan.execute()
         return n_bad
 
-    def transform_rows(self, k: int, first: int) -> None:
-        """Gather the transforms of the block of rows from `first` on that `rows` holds."""
-        if self._is_odd:
-            self.parts.real[:, :, 0] = self.rows
-        self.row_plans[k].execute()
-        kernels.join_rows(self.parts_fs[:k], self.factors, first, self.gathered)
+    def transform_rows(self) -> None:
+        """Fill `columns` from a whole window that `rows` holds."""
+        self._transform_rows(0)
+        self.column_plan.execute()
 
-    def transform_columns(self, k: int) -> None:
-        """Fill `columns` once all rows are gathered."""
-        self.column_plans[k].execute()
+    def _transform_rows(self, first: int) -> None:
+        if self._is_odd:
+            self.parts.real[:, 0] = self.rows
+        self.row_plan.execute()
+        kernels.join_rows(self.parts_fs, self.factors, first, self.gathered)
 
 
 def split_row(window: int, box: int) -> tuple[int, int]:

@@ -113,15 +113,12 @@ def test_packed_slices_are_those_of_a_stack() -> None:
     expected, found = FourierAverage(BOX), FourierAverage(BOX)
     expected.add_stack(images, weights, rotations)
     volume = make_packed_volume(BOX)
-    axes, ones = rotations[:, :2].copy(), np.ones(30)
     k = np.fft.fftfreq(BOX, 1 / BOX)
-    last_x = np.tile(np.floor(np.sqrt(BOX**2 / 4 - k**2)).astype(np.int32), (30, 1))
+    last_x = np.floor(np.sqrt(BOX**2 / 4 - k**2)).astype(np.int32)
     slices = np.fft.rfft2(images).swapaxes(1, 2).astype(np.complex64, order="C")
     slice_weights = weights.swapaxes(1, 2).astype(np.float32, order="C")
-    for frames in np.array_split(np.arange(30), 8):
-        kernels.insert_slices(
-            slices[frames], slice_weights[frames], frames, last_x, axes, ones, volume
-        )
+    for slice_fs, weight, rotation in zip(slices, slice_weights, rotations, strict=True):
+        kernels.insert_slice(slice_fs, weight, last_x, rotation[:2], 1.0, volume)
     found.add_packed(volume, 2.0)
     assert not volume.any()
     z, y, x = np.meshgrid(k, k, np.arange(BOX // 2 + 1), indexing="ij")

@@ -17,23 +17,23 @@ def test_a_truncated_mapped_image_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "image.raw"
     np.ones((2048, 2048), np.float32).tofile(path)
     image = np.memmap(path, np.float32, "r", shape=(2048, 2048)).view(np.ndarray).view(np.uint8)
-    rows, top = np.empty((1, 8, 64), np.float32), np.zeros((1, 2), np.int64)
+    rows, top = np.empty((8, 64), np.float32), np.zeros(2, np.int64)
     taps, binned = np.full(5, 0.2, np.float32), np.ones((1024, 1024), np.float32)
-    windows, transform = np.empty((1, 16, 16), np.float32), WindowTransform((64, 64), 16)
+    window, transform = np.empty((16, 16), np.float32), WindowTransform((64, 64), 16)
     with open(path, "r+b") as file:
         file.truncate(1 << 20)
     for _ in range(2):
         with pytest.raises(OSError, match="truncated or lost"):
-            kernels.copy_rows([image], [2], top, 2000, rows)
+            kernels.copy_rows(image, 2, top, 2000, rows)
         with pytest.raises(OSError, match="truncated or lost"):
-            transform.transform([image], [2], top + 2000)
+            transform.transform(image, 2, top + 2000)
         with pytest.raises(OSError, match="truncated or lost"):
             kernels.bin_image(image, 2, taps, 2, 0, np.empty((1024, 1024), np.float32))
         with pytest.raises(OSError, match="truncated or lost"):
-            kernels.cut_binned([image], [2], [binned], top + 1900, taps, 2, 0, windows)
-    assert kernels.copy_rows([image], [2], top, 0, rows) == 0
+            kernels.cut_binned(image, 2, binned, top + 1900, taps, 2, 0, window)
+    assert kernels.copy_rows(image, 2, top, 0, rows) == 0
     assert np.all(rows == 1)
-    assert transform.transform([image], [2], top) == 0
-    np.testing.assert_allclose(transform.columns[0, 0, 0], 64 * 64)
-    kernels.cut_binned([image], [2], [binned], top, taps, 2, 0, windows)
-    np.testing.assert_allclose(windows, 1, rtol=1e-6)
+    assert transform.transform(image, 2, top) == 0
+    np.testing.assert_allclose(transform.columns[0, 0], 64 * 64)
+    kernels.cut_binned(image, 2, binned, top, taps, 2, 0, window)
+    np.testing.assert_allclose(window, 1, rtol=1e-6)

@@ -57,25 +57,24 @@ def program_ctf(
     k2 = kx[:, None] ** 2 + ky[None, :] ** 2
     gain = ctf.ctf_envelope(k2, frame.ctf_scale, frame.ctf_bfactor).astype(np.float32)
     even = None if even_phase is None else np.ascontiguousarray(even_phase.T) / (2 * np.pi)
-    slices = np.zeros((1, S // 2 + 1, S), np.complex64)
-    kernels.weight_slices(
-        np.ones_like(slices),
-        np.array([0]),
-        np.ones((1, S // 2 + 1), np.complex64),
-        np.ones((1, S), np.complex64),
+    slice_fs = np.zeros((S // 2 + 1, S), np.complex64)
+    kernels.weight_slice(
+        np.ones_like(slice_fs),
+        np.ones(S // 2 + 1, np.complex64),
+        np.ones(S, np.complex64),
         1.0,
-        coefficients[None],
+        coefficients,
         kx,
         ky,
-        gain[None],
+        gain,
         even,
         None,
         None,
-        slices,
+        slice_fs,
         None,
     )
-    assert not slices.imag.any()
-    return slices[0].real.T
+    assert not slice_fs.imag.any()
+    return slice_fs.real.T
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_one_call_does_what_many_do(
 def test_windows_that_python_makes(
     changes: dict[str, Any], stack2d: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop calls back for each few frames, and goes on with what it finds."""
+    """The loop calls back for each frame, and goes on with what it finds."""
     settings = make_settings(26, 18, 1.3, stack2d=stack2d, **changes)
     assert_same_targets(settings, make_given(settings, all_weights=False), monkeypatch)
 
@@ -251,8 +251,8 @@ def build_with_window(**changes: Any) -> None:
     build_with(window=SimpleNamespace(**{**window, **changes}))
 
 
-def other_plans() -> list[Any]:
-    """Return plans between arrays that no loop knows."""
+def other_plan() -> Any:
+    """Return a plan between arrays that no loop knows."""
     return FrameLoop(make_settings()).to_columns
 
 
@@ -261,7 +261,6 @@ def empty(*shape: int, dtype: Any = np.float32) -> NDArray[Any]:
     return fft.zeros(shape, dtype)
 
 
-K = 8  # frames at once of the settings used here
 MISFITS: dict[str, Callable[[], None]] = {
     "kx": lambda: run_with({"tables": {"kx": np.zeros(14)}}),
     "ky": lambda: run_with({"tables": {"ky": np.zeros(25)}}),
@@ -326,24 +325,24 @@ MISFITS: dict[str, Callable[[], None]] = {
         {"images": {"binned": None}}, prebin=2
     ),
     "loop's gain": lambda: build_with(gain=np.ones(14)),
-    "loop's ramp along x": lambda: build_with(ramp_x=empty(K, 14, dtype=np.complex64)),
-    "loop's ramp along y": lambda: build_with(ramp_y=empty(7, 24, dtype=np.complex64)),
-    "loop's slices": lambda: build_with(slices_fs=empty(K, 13, 25, dtype=np.complex64)),
-    "loop's weights": lambda: build_with(weights=empty(7, 13, 24)),
+    "loop's ramp along x": lambda: build_with(ramp_x=empty(14, dtype=np.complex64)),
+    "loop's ramp along y": lambda: build_with(ramp_y=empty(25, dtype=np.complex64)),
+    "loop's slice": lambda: build_with(slice_fs=empty(13, 25, dtype=np.complex64)),
+    "loop's weight": lambda: build_with(weight=empty(13, 25)),
     "loop's rows before the edge": lambda: build_with(edge=-1),
     "loop's rows behind the edge": lambda: build_with(edge=30),
-    "loop's pairs": lambda: build_with(pairs_rs=empty(K, 10, 24, dtype=np.complex64)),
-    "loop's masked slices": lambda: build_with(masked_fs=empty(7, 13, 24, dtype=np.complex64)),
-    "loop's plans of fewer frames": lambda: build_with(to_rows=[None]),
-    "window's blocks": lambda: build_with_window(rows=empty(K, 47, 48)),
-    "window's pixels elsewhere": lambda: build_with_window(rows=empty(K, 48, 48)),
-    "window's parts": lambda: build_with_window(parts_fs=empty(K, 48, 1, 23, dtype=np.complex64)),
+    "loop's pairs": lambda: build_with(pairs_rs=empty(10, 24, dtype=np.complex64)),
+    "loop's masked slice": lambda: build_with(masked_fs=empty(13, 25, dtype=np.complex64)),
+    "no plan": lambda: build_with(to_rows=None),
+    "window's blocks": lambda: build_with_window(rows=empty(47, 48)),
+    "window's pixels elsewhere": lambda: build_with_window(rows=empty(48, 48)),
+    "window's parts": lambda: build_with_window(parts_fs=empty(48, 1, 23, dtype=np.complex64)),
     "window's factors": lambda: build_with_window(factors=empty(1, 4, 14, 2)),
-    "window's columns": lambda: build_with_window(columns=empty(7, 13, 48, dtype=np.complex64)),
-    "window's row plans": lambda: build_with_window(row_plans=other_plans()),
-    "window's column plans": lambda: build_with_window(column_plans=other_plans()),
+    "window's columns": lambda: build_with_window(columns=empty(13, 49, dtype=np.complex64)),
+    "window's row plan": lambda: build_with_window(row_plan=other_plan()),
+    "window's column plan": lambda: build_with_window(column_plan=other_plan()),
     **{
-        f"loop's plans {name}": lambda name=name: build_with(**{name: other_plans()})
+        f"loop's plan {name}": lambda name=name: build_with(**{name: other_plan()})
         for name in ("to_columns", "to_rows", "from_rows", "from_columns")
     },
 }
@@ -359,7 +358,6 @@ def test_arrays_that_do_not_fit_are_refused(call: Callable[[], None]) -> None:
 
 def test_what_fits_is_accepted() -> None:
     """The calls above are refused for what they change alone."""
-    assert FrameLoop(make_settings()).n_at_once == K
     run_with({})
     run_with({}, prebin=2)
     run_with({}, Targets(stack=empty(9, 16, 16), without_ctf=empty(9, 16, 16)))

@@ -24,10 +24,8 @@ def mask_central_rows(image: np.ndarray, n: int, mask: masks.ImageMask) -> np.nd
     padded = np.pad(image, ((0, 2), (0, 0)))
     rows = padded[first : first + 2 * n_pairs]
     pairs = rows[::2] + 1j * rows[1::2]
-    totals = image.sum(dtype=np.float64, keepdims=True)[0]
-    kernels.mask_pairs(
-        pairs[None], n, totals, mask.inside, mask.n_outside, mask.subtract_mean, mask.taper
-    )
+    total = image.sum(dtype=np.float64)
+    kernels.mask_pairs(pairs, n, total, mask.inside, mask.n_outside, mask.subtract_mean, mask.taper)
     full = np.zeros_like(padded)
     full[first : first + 2 * n_pairs : 2] = pairs.real
     full[first + 1 : first + 2 * n_pairs : 2] = pairs.imag

@@ -419,54 +419,28 @@ def test_shift_cycles_of_odd_windows(window: int, box: int, binning: float) -> N
 
 
 @pytest.mark.parametrize("window", [20, 25, 230, 460, 601])
-@pytest.mark.parametrize("n_frames", [1, 3])
-def test_window_transform(window: int, n_frames: int) -> None:
-    """The low columns of the windows' transforms, in blocks of rows or several frames a call."""
+def test_window_transform(window: int) -> None:
+    """The low columns of the window's transform, at once and in blocks of rows."""
     images, box = [image - 30 for image in random_images(16)[:3]], 16
-    corners = np.array([(-3, -2), (40, 35), (-400, 10)])
-    transform = WindowTransform((window, window), box, n_frames=n_frames)
-    for first in range(0, 3, n_frames):
-        here = slice(first, first + n_frames)
-        given = [image.view(np.uint8) for image in images[here]]
-        assert transform.transform(given, [2] * n_frames, corners[here]) == 0
-        for image, corner, found in zip(
-            images[here], corners[here], transform.columns, strict=True
-        ):
-            cut = oracle.cut_window(image, corner, window)
-            expected = np.fft.fft2(cut)[:, : box // 2 + 1].T
-            size = np.abs(expected).max()
-            np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * size)
+    transform = WindowTransform((window, window), box)
+    for image, corner in zip(images, ((-3, -2), (40, 35), (-400, 10)), strict=True):
+        assert transform.transform(image.view(np.uint8), 2, np.array(corner)) == 0
+        expected = np.fft.fft2(oracle.cut_window(image, corner, window))[:, : box // 2 + 1].T
+        size = np.abs(expected).max()
+        np.testing.assert_allclose(transform.columns, expected, rtol=0, atol=2e-6 * size)
     assert transform.nbytes >= transform.columns.nbytes
-
-
-@pytest.mark.parametrize("window", [20, 301, 601])
-@pytest.mark.parametrize("circle_precrop", [False, True])
-def test_a_call_may_have_fewer_frames(window: int, circle_precrop: bool) -> None:
-    """Two of three frames: as alone, bit for bit or nearly, the third keeps what it has."""
-    images = [image.view(np.uint8) for image in random_images(16)[:2]]
-    corners = np.array([(-3, -2), (40, 35)])
-    make = {"box": 16, "circle_precrop": circle_precrop}
-    several = WindowTransform((window, window), **make, n_frames=3)
-    alone = WindowTransform((window, window), **make)
-    several.transform(images, [2, 2], corners)
-    for i, image in enumerate(images):
-        alone.transform([image], [2], corners[i : i + 1])
-        size = np.abs(alone.columns).max()
-        np.testing.assert_allclose(several.columns[i], alone.columns[0], rtol=0, atol=1e-6 * size)
-    assert not several.columns[2].any()
 
 
 @pytest.mark.parametrize("window", [20, 230, 460, 601])
 def test_windows_that_are_cut_before(window: int) -> None:
-    """The same as if they were cut here, again and again, for as many frames as there are."""
-    images = [image.view(np.uint8) for image in random_images(16)[:2]]
-    given = WindowTransform((window, window), 16, n_frames=3, cut_before=True)
-    whole = WindowTransform((window, window), 16, n_frames=3)
-    for corners in (np.array([(-3, -2), (40, 35)]), np.array([(10, 20), (-5, 30)])):
-        kernels.copy_rows(images, [2, 2], corners, 0, given.rows)
-        given.transform_rows(2, 0)
-        given.transform_columns(2)
-        whole.transform(images, [2, 2], corners)
+    """The same as if they were cut here, again and again."""
+    image = random_images(16)[0].view(np.uint8)
+    given = WindowTransform((window, window), 16, cut_before=True)
+    whole = WindowTransform((window, window), 16)
+    for corner in (np.array([-3, -2]), np.array([10, 20])):
+        kernels.copy_rows(image, 2, corner, 0, given.rows)
+        given.transform_rows()
+        whole.transform(image, 2, corner)
         size = np.abs(whole.columns).max()
         np.testing.assert_allclose(given.columns, whole.columns, rtol=0, atol=1e-6 * size)
     assert size > 0
@@ -481,7 +455,7 @@ def test_window_transform_counts_what_is_not_finite(window: int, circle_precrop:
     # the first row below the window, and the first column behind it
     image[50 + window, :] = image[:, 60 + window] = np.nan
     transform = WindowTransform((window, window), 16, circle_precrop=circle_precrop)
-    assert transform.transform([image.view(np.uint8)], [2], np.array([[60, 50]])) == 1
+    assert transform.transform(image.view(np.uint8), 2, np.array([60, 50])) == 1
 
 
 # Insertion is the adjoint of slice extraction
@@ -534,15 +508,7 @@ def test_insertion_is_the_adjoint_of_slice_extraction(seed: int) -> None:
     ky = oracle.signed_frequencies(s)[None, :]
     use = (kx <= last_x) & (kx**2 + ky**2 <= s * s // 4) & ((kx > 0) | (ky >= 0))
     packed = np.zeros((n + 3, n + 3, n // 2 + 2, 4), np.float32)
-    kernels.insert_slices(
-        slice_fs[None],
-        weight[None],
-        np.array([0]),
-        last_x[None],
-        axes[None],
-        np.array([scale]),
-        packed,
-    )
+    kernels.insert_slice(slice_fs, weight, last_x, axes, scale, packed)
     data = np.empty((n, n, n // 2 + 1), np.complex64)
     inserted_weight, multiplicity = (np.empty(data.shape, np.float32) for _ in range(2))
     kernels.unpack_volume(packed, 1.0, data, inserted_weight, multiplicity)

@@ -36,12 +36,12 @@ cut_binned = active.cut_binned
 join_rows = active.join_rows
 make_ramps = active.make_ramps
 fold_rows = active.fold_rows
-weight_slices = active.weight_slices
+weight_slice = active.weight_slice
 pack_rows = active.pack_rows
 unpack_rows = active.unpack_rows
 mask_pairs = active.mask_pairs
 crop_pairs = active.crop_pairs
-insert_slices = active.insert_slices
+insert_slice = active.insert_slice
 unpack_volume = active.unpack_volume
 weight_cone = active.weight_cone
 
@@ -55,7 +55,7 @@ __all__ = [
     "crop_pairs",
     "cut_binned",
     "fold_rows",
-    "insert_slices",
+    "insert_slice",
     "join_rows",
     "make_ramps",
     "mask_pairs",
@@ -64,5 +64,5 @@ __all__ = [
     "unpack_rows",
     "unpack_volume",
     "weight_cone",
-    "weight_slices",
+    "weight_slice",
 ]

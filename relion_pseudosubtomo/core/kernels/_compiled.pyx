@@ -71,10 +71,6 @@ cdef extern from "kernels.h" nogil:
 
 ps_catch_bus_errors()
 
-#: Frames of one call.
-cdef enum:
-    MOST_FRAMES = 64
-
 class _Shape(ValueError):
     """An array that does not fit the others; only a bug can cause it."""
 
@@ -85,18 +81,14 @@ cdef int _need(bint fits) except -1:
     return 0
 
 
-cdef int _need_frames(const int64_t[::1] frames, int64_t n_frames, int64_t most) except -1:
-    cdef int64_t i
-    _need(0 < frames.shape[0] <= most)
-    for i in range(frames.shape[0]):
-        _need(0 <= frames[i] < n_frames)
-    return 0
+cdef int _need_slice(const float[:, ::1] table, int64_t s) except -1:
+    return _need(table.shape[0] == s // 2 + 1 and table.shape[1] == s)
 
 
-cdef int _need_table(const float[:, :, ::1] table, const int64_t[::1] frames, int64_t half,
-                     int64_t s) except -1:
-    _need_frames(frames, table.shape[0], frames.shape[0])
-    return _need(table.shape[1] == half and table.shape[2] == s)
+cdef int _need_packed(const float[:, :, :, ::1] volume, int64_t n) except -1:
+    return _need(volume.shape[0] == n + 3 and volume.shape[1] == n + 3
+                 and volume.shape[2] == n // 2 + 2 and volume.shape[3] == 4
+                 and volume.size < 8589934592)
 
 
 cdef int _need_volumes(float complex[:, :, :] data, float[:, :, ::1] weight,
@@ -159,33 +151,24 @@ cdef int _need_image(int64_t found) except -1:
     return 0
 
 
-cdef int _view_windows(list images, modes, const int64_t[:, ::1] corners, float[:, :, ::1] rows,
-                       int64_t parts, ps_image *views) except -1:
-    cdef int64_t k = len(images), i
-    _need(0 < k <= MOST_FRAMES and len(modes) == k and corners.shape[0] == k
-          and corners.shape[1] == 2 and rows.shape[0] >= k and rows.shape[1] > 0
-          and rows.shape[2] > 0
-          and (parts == 1 or (parts > 1 and rows.shape[2] % (2 * parts) == 0
-                              and rows.shape[2] <= 65536)))
-    for i in range(k):
-        _view_image(images[i], modes[i], &views[i])  # the list keeps it
-    return 0
+cdef int _need_corner(const int64_t[::1] corner) except -1:
+    return _need(corner.shape[0] == 2)
 
 
-def copy_rows(list images, modes, const int64_t[:, ::1] corners, int64_t first_row,
-              float[:, :, ::1] rows, int64_t parts=1):
-    cdef int64_t k = len(images), i, found = 0, n_bad = 0
-    cdef ps_image[MOST_FRAMES] views
-    _view_windows(images, modes, corners, rows, parts, views)
+def copy_rows(const unsigned char[:, ::1] image, int mode, const int64_t[::1] corner,
+              int64_t first_row, float[:, ::1] rows, int64_t parts=1):
+    cdef ps_image view
+    cdef int64_t found
+    _view_image(image, mode, &view)
+    _need_corner(corner)
+    _need(rows.shape[0] > 0 and rows.shape[1] > 0
+          and (parts == 1 or (parts > 1 and rows.shape[1] % (2 * parts) == 0
+                              and rows.shape[1] <= 65536)))
     with nogil:
-        for i in range(k):
-            found = ps_copy_rows(&views[i], corners[i, 0], corners[i, 1] + first_row, parts,
-                                 rows.shape[2], rows.shape[1], &rows[i, 0, 0])
-            if found < 0:
-                break
-            n_bad += found
+        found = ps_copy_rows(&view, corner[0], corner[1] + first_row, parts, rows.shape[1],
+                             rows.shape[0], &rows[0, 0])
     _need_image(found)
-    return n_bad
+    return found
 
 
 def bin_image(const unsigned char[:, ::1] image, int mode, const float[::1] taps, int64_t factor,
@@ -205,59 +188,45 @@ def bin_image(const unsigned char[:, ::1] image, int mode, const float[::1] taps
     return found
 
 
-def cut_binned(list images, modes, list binned, const int64_t[:, ::1] corners,
-               const float[::1] taps, int64_t factor, int64_t margin, float[:, :, ::1] windows):
-    cdef int64_t k = len(images), n = windows.shape[1], i, found = 0
-    cdef ps_image[MOST_FRAMES] views
-    cdef ps_image[MOST_FRAMES] small
+def cut_binned(const unsigned char[:, ::1] image, int mode, const float[:, ::1] binned,
+               const int64_t[::1] corner, const float[::1] taps, int64_t factor, int64_t margin,
+               float[:, ::1] window):
+    cdef int64_t n = window.shape[0], found
+    cdef ps_image view
+    cdef ps_image small
     cdef ps_filter filter
+    _view_image(image, mode, &view)
+    _view_binned(binned, &small)
     _view_filter(taps, factor, &filter)
-    _need(0 < k <= MOST_FRAMES and len(modes) == k and len(binned) == k and corners.shape[0] == k
-          and corners.shape[1] == 2 and windows.shape[0] >= k and windows.shape[2] == n
-          and margin % factor == 0 and factor * n >= taps.shape[0])
-    for i in range(k):
-        _view_image(images[i], modes[i], &views[i])
-        _view_binned(binned[i], &small[i])
-        _need(_fits_binned(&corners[i, 0], margin, factor, n, &small[i]))
+    _need_corner(corner)
+    _need(window.shape[1] == n and margin % factor == 0 and factor * n >= taps.shape[0]
+          and _fits_binned(&corner[0], margin, factor, n, &small))
     cdef float *scratch = _make_scratch(&filter, n)
     with nogil:
-        for i in range(k):
-            found = ps_cut_binned(&views[i], &small[i], &filter, margin, corners[i, 0],
-                                  corners[i, 1], n, scratch, &windows[i, 0, 0])
-            if found < 0:
-                break
+        found = ps_cut_binned(&view, &small, &filter, margin, corner[0], corner[1], n, scratch,
+                              &window[0, 0])
         free(scratch)
     _need_image(found)
 
 
-cdef int _need_joined(const float complex[:, :, :, ::1] parts_fs,
-                      const float[:, :, :, ::1] factors, int64_t first_row,
-                      float complex[:, :, :] columns, int64_t k) except -1:
-    return _need(columns.shape[0] >= k > 0 and parts_fs.shape[0] >= k and columns.strides[2] == 8
-                 and 0 <= first_row < columns.shape[2] and parts_fs.shape[1] > 0
-                 and parts_fs.shape[2] > 0 and parts_fs.shape[3] > 0
-                 and factors.shape[0] == parts_fs.shape[2] and factors.shape[1] == 4
-                 and factors.shape[2] == columns.shape[1] and factors.shape[3] == 2
-                 and columns.shape[1] <= 4097)
+cdef int _need_joined(const float complex[:, :, ::1] parts_fs, const float[:, :, :, ::1] factors,
+                      int64_t first_row, float complex[:, :] columns) except -1:
+    return _need(columns.shape[0] > 0 and columns.strides[1] == 8
+                 and 0 <= first_row < columns.shape[1] and parts_fs.shape[0] > 0
+                 and parts_fs.shape[1] > 0 and parts_fs.shape[2] > 0
+                 and factors.shape[0] == parts_fs.shape[1] and factors.shape[1] == 4
+                 and factors.shape[2] == columns.shape[0] and factors.shape[3] == 2
+                 and columns.shape[0] <= 4097)
 
 
-cdef void _join_rows(const float complex[:, :, :, ::1] parts_fs,
-                     const float[:, :, :, ::1] factors, int64_t first_row, int64_t n_rows,
-                     float complex[:, :, :] columns, int64_t k) noexcept nogil:
-    cdef int64_t i
-    for i in range(k):
-        ps_join_rows(<const float *>&parts_fs[i, 0, 0, 0], n_rows, parts_fs.shape[2],
-                     parts_fs.shape[3], &factors[0, 0, 0, 0], columns.shape[1], first_row,
-                     columns.strides[1] // 8, <float *>&columns[i, 0, 0])
-
-
-def join_rows(const float complex[:, :, :, ::1] parts_fs, const float[:, :, :, ::1] factors,
-              int64_t first_row, float complex[:, :, :] columns):
-    cdef int64_t k = parts_fs.shape[0]
-    _need_joined(parts_fs, factors, first_row, columns, k)
+def join_rows(const float complex[:, :, ::1] parts_fs, const float[:, :, :, ::1] factors,
+              int64_t first_row, float complex[:, :] columns):
+    _need_joined(parts_fs, factors, first_row, columns)
     with nogil:
-        _join_rows(parts_fs, factors, first_row,
-                   min(parts_fs.shape[1], columns.shape[2] - first_row), columns, k)
+        ps_join_rows(<const float *>&parts_fs[0, 0, 0],
+                     min(parts_fs.shape[0], columns.shape[1] - first_row), parts_fs.shape[1],
+                     parts_fs.shape[2], &factors[0, 0, 0, 0], columns.shape[0], first_row,
+                     columns.strides[0] // 8, <float *>&columns[0, 0])
 
 
 def fold_rows(const float complex[:, :, :] rows_fs, const float[:, :, ::1] factors,
@@ -273,135 +242,113 @@ def fold_rows(const float complex[:, :, :] rows_fs, const float[:, :, ::1] facto
                          <float *>&rows[i, 0, 0])
 
 
-def make_ramps(const double[:, ::1] cycles, const double[::1] gain, double factor,
-               float complex[:, ::1] ramp_x, float complex[:, ::1] ramp_y):
-    cdef int64_t half = gain.shape[0], s = 2 * (half - 1), i
-    _need(half > 1 and 0 < cycles.shape[0] <= ramp_x.shape[0] and cycles.shape[1] == 2
-          and ramp_x.shape[1] == half and ramp_y.shape[0] >= cycles.shape[0]
-          and ramp_y.shape[1] == s)
+def make_ramps(const double[::1] cycles, const double[::1] gain, double factor,
+               float complex[::1] ramp_x, float complex[::1] ramp_y):
+    cdef int64_t half = gain.shape[0], s = 2 * (half - 1)
+    _need(half > 1 and cycles.shape[0] == 2 and ramp_x.shape[0] == half and ramp_y.shape[0] == s)
     with nogil:
-        for i in range(cycles.shape[0]):
-            ps_make_ramps(&cycles[i, 0], &gain[0], s, factor, <float *>&ramp_x[i, 0],
-                          <float *>&ramp_y[i, 0])
+        ps_make_ramps(&cycles[0], &gain[0], s, factor, <float *>&ramp_x[0], <float *>&ramp_y[0])
 
 
-def weight_slices(const float complex[:, :, ::1] columns, const int64_t[::1] frames,
-                  const float complex[:, ::1] ramp_x, const float complex[:, ::1] ramp_y,
-                  float sign, const double[:, ::1] ctf, const double[::1] kx,
-                  const double[::1] ky, const float[:, :, ::1] gain, const double[:, ::1] even,
-                  const float complex[:, ::1] odd, const float[:, :, ::1] noise,
-                  float complex[:, :, ::1] slices, float[:, :, ::1] weights):
-    cdef int64_t k = frames.shape[0], half = slices.shape[1], s = slices.shape[2], i
+def weight_slice(const float complex[:, ::1] columns, const float complex[::1] ramp_x,
+                 const float complex[::1] ramp_y, float sign, const double[::1] ctf,
+                 const double[::1] kx, const double[::1] ky, const float[:, ::1] gain,
+                 const double[:, ::1] even, const float complex[:, ::1] odd,
+                 const float[:, ::1] noise, float complex[:, ::1] slice_fs, float[:, ::1] weight):
+    cdef int64_t half = slice_fs.shape[0], s = slice_fs.shape[1]
+    cdef const ps_ctf *ctf_pointer = NULL
+    cdef const float *gain_pointer = NULL
     cdef const double *even_pointer = NULL
     cdef const float *odd_pointer = NULL
-    _need(0 < k <= slices.shape[0] and half == s // 2 + 1 and s % 2 == 0 and s <= 8192
-          and columns.shape[0] >= k and columns.shape[1] == half and columns.shape[2] >= s
-          and ramp_x.shape[0] >= k and ramp_x.shape[1] == half
-          and ramp_y.shape[0] >= k and ramp_y.shape[1] == s
+    cdef const float *noise_pointer = NULL
+    cdef float *weight_pointer = NULL
+    _need(0 < s <= 8192 and s % 2 == 0 and half == s // 2 + 1
+          and columns.shape[0] == half and columns.shape[1] >= s
+          and ramp_x.shape[0] == half and ramp_y.shape[0] == s
           and kx.shape[0] == half and ky.shape[0] == s)
     if ctf is not None:
-        _need(ctf.shape[0] == k and ctf.shape[1] == 5 and gain is not None)
-        _need_table(gain, frames, half, s)
-        if even is not None:
-            _need(even.shape[0] == half and even.shape[1] == s)
-            even_pointer = &even[0, 0]
+        _need(ctf.shape[0] == 5 and gain is not None)
+        _need_slice(gain, s)
+        ctf_pointer, gain_pointer = <const ps_ctf *>&ctf[0], &gain[0, 0]
+    if even is not None:
+        _need(even.shape[0] == half and even.shape[1] == s)
+        even_pointer = &even[0, 0]
     if odd is not None:
         _need(odd.shape[0] == half and odd.shape[1] == s)
         odd_pointer = <const float *>&odd[0, 0]
     if noise is not None:
-        _need_table(noise, frames, half, s)
-    if weights is not None:
-        _need(weights.shape[0] >= k and weights.shape[1] == half and weights.shape[2] == s)
+        _need_slice(noise, s)
+        noise_pointer = &noise[0, 0]
+    if weight is not None:
+        _need_slice(weight, s)
+        weight_pointer = &weight[0, 0]
     with nogil:
-        for i in range(k):
-            ps_weight_slice(<const float *>&columns[i, 0, 0], columns.shape[2], s,
-                            <const float *>&ramp_x[i, 0], <const float *>&ramp_y[i, 0], sign,
-                            NULL if ctf is None else <const ps_ctf *>&ctf[i, 0], &kx[0], &ky[0],
-                            NULL if ctf is None else &gain[frames[i], 0, 0], even_pointer,
-                            odd_pointer, NULL if noise is None else &noise[frames[i], 0, 0],
-                            <float *>&slices[i, 0, 0],
-                            NULL if weights is None else &weights[i, 0, 0])
+        ps_weight_slice(<const float *>&columns[0, 0], columns.shape[1], s,
+                        <const float *>&ramp_x[0], <const float *>&ramp_y[0], sign, ctf_pointer,
+                        &kx[0], &ky[0], gain_pointer, even_pointer, odd_pointer, noise_pointer,
+                        <float *>&slice_fs[0, 0], weight_pointer)
 
 
-cdef int _need_pairs(const float complex[:, :, :] columns, int64_t first_row,
-                     const float complex[:, :, ::1] pairs) except -1:
+cdef int _need_pairs(const float complex[:, :] columns, int64_t first_row,
+                     const float complex[:, ::1] pairs) except -1:
     # a pair may reach one row into the padding between columns
-    return _need(0 < pairs.shape[0] <= columns.shape[0] and columns.strides[2] == 8
-                 and first_row >= 0 and pairs.shape[1] > 0
-                 and pairs.shape[2] == 2 * (columns.shape[1] - 1)
-                 and first_row + 2 * pairs.shape[1] <= columns.strides[1] // 8)
+    return _need(columns.strides[1] == 8 and first_row >= 0 and pairs.shape[0] > 0
+                 and pairs.shape[1] == 2 * (columns.shape[0] - 1)
+                 and first_row + 2 * pairs.shape[0] <= columns.strides[0] // 8)
 
 
-def pack_rows(const float complex[:, :, :] columns, int64_t first_row,
-              float complex[:, :, ::1] pairs):
-    cdef int64_t i
+def pack_rows(const float complex[:, :] columns, int64_t first_row, float complex[:, ::1] pairs):
     _need_pairs(columns, first_row, pairs)
     with nogil:
-        for i in range(pairs.shape[0]):
-            ps_pack_rows(<const float *>&columns[i, 0, first_row], columns.strides[1] // 8,
-                         pairs.shape[2], pairs.shape[1], <float *>&pairs[i, 0, 0])
+        ps_pack_rows(<const float *>&columns[0, first_row], columns.strides[0] // 8,
+                     pairs.shape[1], pairs.shape[0], <float *>&pairs[0, 0])
 
 
-def unpack_rows(const float complex[:, :, ::1] pairs, int64_t first_row,
-                float complex[:, :, :] columns):
-    cdef int64_t i
+def unpack_rows(const float complex[:, ::1] pairs, int64_t first_row, float complex[:, :] columns):
     _need_pairs(columns, first_row, pairs)
     with nogil:
-        for i in range(pairs.shape[0]):
-            ps_unpack_rows(<const float *>&pairs[i, 0, 0], pairs.shape[2], pairs.shape[1],
-                           columns.strides[1] // 8, <float *>&columns[i, 0, first_row])
+        ps_unpack_rows(<const float *>&pairs[0, 0], pairs.shape[1], pairs.shape[0],
+                       columns.strides[0] // 8, <float *>&columns[0, first_row])
 
 
-cdef int _need_mask(const float complex[:, :, ::1] pairs, int64_t n, const int32_t[::1] inside,
+cdef int _need_mask(const float complex[:, ::1] pairs, int64_t n, const int32_t[::1] inside,
                     const float[:, ::1] taper) except -1:
-    return _need(n > 0 and n % 2 == 0 and n <= pairs.shape[2] and n <= 2 * pairs.shape[1] <= n + 2
+    return _need(n > 0 and n % 2 == 0 and n <= pairs.shape[1] and n <= 2 * pairs.shape[0] <= n + 2
                  and inside.shape[0] == n + 1 and taper.shape[0] == n and taper.shape[1] == n)
 
 
-def mask_pairs(float complex[:, :, ::1] pairs, int64_t n, const double[::1] totals,
-               const int32_t[::1] inside, double n_outside, bint subtract,
-               const float[:, ::1] taper):
-    cdef int64_t k = pairs.shape[0], n_pairs = pairs.shape[1], s = pairs.shape[2], i
-    _need(k > 0 and totals.shape[0] == k)
+def mask_pairs(float complex[:, ::1] pairs, int64_t n, double total, const int32_t[::1] inside,
+               double n_outside, bint subtract, const float[:, ::1] taper):
     _need_mask(pairs, n, inside, taper)
     with nogil:
-        for i in range(k):
-            ps_mask_pairs(<float *>&pairs[i, 0, 0], s, n, n_pairs, totals[i], &inside[0],
-                          n_outside, subtract, &taper[0, 0])
+        ps_mask_pairs(<float *>&pairs[0, 0], pairs.shape[1], n, pairs.shape[0], total, &inside[0],
+                      n_outside, subtract, &taper[0, 0])
 
 
-def crop_pairs(const float complex[:, :, ::1] pairs, float[:, :, ::1] images):
-    cdef int64_t s = pairs.shape[2], n = images.shape[1], i
-    _need(0 < images.shape[0] <= pairs.shape[0] and n > 0 and n % 2 == 0 and images.shape[2] == n
-          and n <= s and 2 * pairs.shape[1] >= n)
+def crop_pairs(const float complex[:, ::1] pairs, float[:, ::1] image):
+    cdef int64_t s = pairs.shape[1], n = image.shape[0]
+    _need(n > 0 and n % 2 == 0 and image.shape[1] == n and n <= s and 2 * pairs.shape[0] >= n)
     with nogil:
-        for i in range(images.shape[0]):
-            ps_crop_pairs(<const float *>&pairs[i, 0, 0], s, n, &images[i, 0, 0])
+        ps_crop_pairs(<const float *>&pairs[0, 0], s, n, &image[0, 0])
 
 
-def insert_slices(const float complex[:, :, ::1] slices, const float[:, :, ::1] weights,
-                  const int64_t[::1] frames, const int32_t[:, ::1] last_x,
-                  const double[:, :, ::1] axes, const double[::1] scales,
-                  float[:, :, :, ::1] volume):
-    cdef int64_t k = frames.shape[0], s = slices.shape[2], n = volume.shape[0] - 3, i, f
-    _need_frames(frames, last_x.shape[0], slices.shape[0])
-    _need(slices.shape[1] == s // 2 + 1 and s <= 8192
-          and weights.shape[0] >= k and weights.shape[1] == s // 2 + 1 and weights.shape[2] == s
-          and last_x.shape[1] == s and axes.shape[0] == last_x.shape[0] and axes.shape[1] == 2 and axes.shape[2] == 3
-          and scales.shape[0] == last_x.shape[0]
-          and volume.shape[1] == n + 3 and volume.shape[2] == n // 2 + 2
-          and volume.shape[3] == 4 and volume.size < 8589934592)
+def insert_slice(const float complex[:, ::1] slice_fs, const float[:, ::1] weight,
+                 const int32_t[::1] last_x, const double[:, ::1] axes, double scale,
+                 float[:, :, :, ::1] volume):
+    cdef int64_t s = slice_fs.shape[1], n = volume.shape[0] - 3
+    _need(0 < s <= 8192 and slice_fs.shape[0] == s // 2 + 1 and last_x.shape[0] == s
+          and axes.shape[0] == 2 and axes.shape[1] == 3)
+    _need_slice(weight, s)
+    _need_packed(volume, n)
     with nogil:
-        for i in range(k):
-            f = frames[i]
-            ps_insert_slice(<const float *>&slices[i, 0, 0], &weights[i, 0, 0], s, &last_x[f, 0],
-                            &axes[f, 0, 0], &axes[f, 1, 0], scales[f], n, &volume[0, 0, 0, 0])
+        ps_insert_slice(<const float *>&slice_fs[0, 0], &weight[0, 0], s, &last_x[0], &axes[0, 0],
+                        &axes[1, 0], scale, n, &volume[0, 0, 0, 0])
 
 
 def unpack_volume(float[:, :, :, ::1] volume, float scale, float complex[:, :, :] data,
                   float[:, :, ::1] weight, float[:, :, ::1] multiplicity):
     cdef int64_t n = volume.shape[0] - 3
-    _need(volume.shape[1] == n + 3 and volume.shape[2] == n // 2 + 2 and volume.shape[3] == 4)
+    _need_packed(volume, n)
     _need_volumes(data, weight, multiplicity, n)
     with nogil:
         ps_unpack_volume(&volume[0, 0, 0, 0], n, scale, data.strides[0] // 8,
@@ -479,32 +426,32 @@ cdef class ImageViews:
 cdef class FrameRunner:
     """Does in one call, without the GIL, what `core.frame_loop.FrameLoop` does call by call."""
 
-    cdef int64_t box, crop, window, prebin, edge, n_at_once, half, n_parts
+    cdef int64_t box, crop, window, prebin, edge, half, n_parts
     cdef double extent
     cdef bint apply_ctf, round_trip, is_odd, scales_whole_shift
     cdef float sign
     cdef object fill
     cdef const double[::1] gain
-    cdef float[:, :, ::1] rows
-    cdef float complex[:, :, :, ::1] parts
-    cdef const float complex[:, :, :, ::1] parts_fs
+    cdef float[:, ::1] rows
+    cdef float complex[:, :, ::1] parts
+    cdef const float complex[:, :, ::1] parts_fs
     cdef const float[:, :, :, ::1] factors
-    cdef float complex[:, :, :] window_rows
-    cdef const float complex[:, :, ::1] columns
-    cdef float complex[:, ::1] ramp_x
-    cdef float complex[:, ::1] ramp_y
-    cdef float complex[:, :, ::1] slices
-    cdef float[:, :, ::1] weights
-    cdef float complex[:, :, :] columns_rs
-    cdef float complex[:, :, ::1] pairs_fs
-    cdef float complex[:, :, ::1] pairs_rs
-    cdef float complex[:, :, :] gathered
-    cdef float complex[:, :, ::1] masked
+    cdef float complex[:, :] window_rows
+    cdef const float complex[:, ::1] columns
+    cdef float complex[::1] ramp_x
+    cdef float complex[::1] ramp_y
+    cdef float complex[:, ::1] slice_fs
+    cdef float[:, ::1] weight
+    cdef float complex[:, :] columns_rs
+    cdef float complex[:, ::1] pairs_fs
+    cdef float complex[:, ::1] pairs_rs
+    cdef float complex[:, :] gathered
+    cdef float complex[:, ::1] masked_fs
     cdef const int32_t[::1] inside
     cdef double n_outside
     cdef bint subtract_mean
     cdef const float[:, ::1] taper
-    cdef fftw_exe[N_PLANS][MOST_FRAMES + 1] plans
+    cdef fftw_exe[N_PLANS] plans
     cdef list kept
 
     def __cinit__(self, loop):
@@ -516,88 +463,71 @@ cdef class FrameRunner:
         self.apply_ctf, self.round_trip = settings.apply_ctf, settings.real_space_round_trip
         self.sign = loop.sign
         self.gain, self.ramp_x, self.ramp_y = loop.gain, loop.ramp_x, loop.ramp_y
-        self.slices, self.weights = loop.slices_fs, loop.weights
+        self.slice_fs, self.weight = loop.slice_fs, loop.weight
         self.columns, self.fill = loop.window.columns, loop.fill
-        self.n_at_once = self.slices.shape[0]
         self.taper = None
         self.kept = []
         _need(self.box > 0 and self.box % 2 == 0 and self.box <= 8192
-              and 0 < self.n_at_once <= MOST_FRAMES and self.gain.shape[0] == self.half
-              and self.ramp_x.shape[0] == self.n_at_once and self.ramp_x.shape[1] == self.half
-              and self.ramp_y.shape[0] == self.n_at_once and self.ramp_y.shape[1] == self.box
-              and self.columns.shape[0] >= self.n_at_once and self.columns.shape[1] == self.half
-              and self.columns.shape[2] >= self.box)
-        self._need_slices(self.slices)
-        if self.weights is not None:
-            _need(self.weights.shape[0] == self.n_at_once and self.weights.shape[1] == self.half
-                  and self.weights.shape[2] == self.box)
+              and self.gain.shape[0] == self.half and self.ramp_x.shape[0] == self.half
+              and self.ramp_y.shape[0] == self.box and self.columns.shape[0] == self.half
+              and self.columns.shape[1] >= self.box)
+        self._need_complex_slice(self.slice_fs)
+        if self.weight is not None:
+            _need_slice(self.weight, self.box)
         if self.fill is None:
             self._take_windows(loop.window)
         if self.round_trip:
             self._take_images(loop)
 
-    cdef int _need_slices(self, const float complex[:, :, ::1] slices) except -1:
-        return _need(slices.shape[0] == self.n_at_once and slices.shape[1] == self.half
-                     and slices.shape[2] == self.box)
+    cdef int _need_complex_slice(self, const float complex[:, ::1] slice_fs) except -1:
+        return _need(slice_fs.shape[0] == self.half and slice_fs.shape[1] == self.box)
 
-    cdef int _take_plans(self, int kind, list plans, const void *source,
-                         const void *target) except -1:
-        cdef int64_t k
-        cdef FFTW plan
-        _need(len(plans) == self.n_at_once + 1)
-        for k in range(1, self.n_at_once + 1):
-            plan = plans[k]
-            self.plans[kind][k] = plan.get_fftw_exe()
-            _need(self.plans[kind][k]._input_pointer == source
-                  and self.plans[kind][k]._output_pointer == target)
-        self.kept.append(plans)
-        return 0
+    cdef int _take_plan(self, int kind, FFTW plan, const void *source,
+                        const void *target) except -1:
+        _need(plan is not None)
+        self.plans[kind] = plan.get_fftw_exe()
+        self.kept.append(plan)
+        return _need(self.plans[kind]._input_pointer == source
+                     and self.plans[kind]._output_pointer == target)
 
     cdef int _take_windows(self, window) except -1:
         self.rows, self.parts, self.parts_fs = window.rows, window.parts, window.parts_fs
         self.factors, self.window_rows = window.factors, window.gathered
-        self.n_parts, self.is_odd = self.parts.shape[2], self.rows.shape[2] % 2 == 1
-        _need_joined(self.parts_fs, self.factors, 0, self.window_rows, self.n_at_once)
-        _need(self.window_rows.shape[1] == self.half
-              and self.window_rows.shape[2] == self.columns.shape[2]
-              and self.rows.shape[2] * self.prebin == self.window
-              and self.rows.shape[0] == self.n_at_once and self.parts.shape[0] == self.n_at_once
-              and self.parts.shape[1] == self.rows.shape[1]
-              and self.parts_fs.shape[1] == self.rows.shape[1]
-              and self.parts_fs.shape[2] == self.n_parts
-              and self.parts_fs.shape[3] == self.parts.shape[3]
-              and self.n_parts * self.parts.shape[3] * (1 if self.is_odd else 2)
-              == self.rows.shape[2] and self.rows.shape[2] <= 65536
-              and (self.is_odd or <void *>&self.rows[0, 0, 0] == <void *>&self.parts[0, 0, 0, 0]))
-        self._take_plans(ROWS, window.row_plans, &self.parts[0, 0, 0, 0],
-                         &self.parts_fs[0, 0, 0, 0])
-        self._take_plans(COLUMNS, window.column_plans, &self.window_rows[0, 0, 0],
-                         &self.columns[0, 0, 0])
+        self.n_parts, self.is_odd = self.parts.shape[1], self.rows.shape[1] % 2 == 1
+        _need_joined(self.parts_fs, self.factors, 0, self.window_rows)
+        _need(self.window_rows.shape[0] == self.half
+              and self.window_rows.shape[1] == self.columns.shape[1]
+              and self.rows.shape[1] * self.prebin == self.window
+              and self.parts.shape[0] == self.rows.shape[0]
+              and self.parts_fs.shape[0] == self.rows.shape[0]
+              and self.parts_fs.shape[1] == self.n_parts
+              and self.parts_fs.shape[2] == self.parts.shape[2]
+              and self.n_parts * self.parts.shape[2] * (1 if self.is_odd else 2)
+              == self.rows.shape[1] and self.rows.shape[1] <= 65536
+              and (self.is_odd or <void *>&self.rows[0, 0] == <void *>&self.parts[0, 0, 0]))
+        self._take_plan(ROWS, window.row_plan, &self.parts[0, 0, 0], &self.parts_fs[0, 0, 0])
+        self._take_plan(COLUMNS, window.column_plan, &self.window_rows[0, 0], &self.columns[0, 0])
         return 0
 
     cdef int _take_images(self, loop) except -1:
         self.edge, mask = loop.edge, loop.mask
         self.columns_rs, self.pairs_fs, self.pairs_rs = loop.columns_rs, loop.pairs_fs, loop.pairs_rs
         _need_pairs(self.columns_rs, self.edge, self.pairs_fs)
-        _need(self.pairs_fs.shape[0] == self.n_at_once and self.pairs_fs.shape[2] == self.box
-              and self.pairs_rs.shape[0] == self.n_at_once
-              and self.pairs_rs.shape[1] == self.pairs_fs.shape[1]
-              and self.pairs_rs.shape[2] == self.box)
-        self._take_plans(TO_COLUMNS, loop.to_columns, &self.slices[0, 0, 0],
-                         &self.columns_rs[0, 0, 0])
-        self._take_plans(TO_ROWS, loop.to_rows, &self.pairs_fs[0, 0, 0], &self.pairs_rs[0, 0, 0])
+        _need(self.pairs_fs.shape[1] == self.box and self.pairs_rs.shape[1] == self.box
+              and self.pairs_rs.shape[0] == self.pairs_fs.shape[0])
+        self._take_plan(TO_COLUMNS, loop.to_columns, &self.slice_fs[0, 0], &self.columns_rs[0, 0])
+        self._take_plan(TO_ROWS, loop.to_rows, &self.pairs_fs[0, 0], &self.pairs_rs[0, 0])
         if mask is not None:
             self.inside, self.taper, self.n_outside = mask.inside, mask.taper, mask.n_outside
             self.subtract_mean = mask.subtract_mean
             _need_mask(self.pairs_rs, self.crop, self.inside, self.taper)
-        if self.weights is not None:
-            self.gathered, self.masked = loop.gathered, loop.masked_fs
+        if self.weight is not None:
+            self.gathered, self.masked_fs = loop.gathered, loop.masked_fs
             _need_pairs(self.gathered, self.edge, self.pairs_fs)
-            self._need_slices(self.masked)
-            self._take_plans(FROM_ROWS, loop.from_rows, &self.pairs_rs[0, 0, 0],
-                             &self.pairs_fs[0, 0, 0])
-            self._take_plans(FROM_COLUMNS, loop.from_columns, &self.gathered[0, 0, 0],
-                             &self.masked[0, 0, 0])
+            self._need_complex_slice(self.masked_fs)
+            self._take_plan(FROM_ROWS, loop.from_rows, &self.pairs_rs[0, 0], &self.pairs_fs[0, 0])
+            self._take_plan(FROM_COLUMNS, loop.from_columns, &self.gathered[0, 0],
+                            &self.masked_fs[0, 0])
         return 0
 
     cdef void _place_window(self, const double[:, :] points, int64_t f, int64_t *corner,
@@ -618,95 +548,82 @@ cdef class FrameRunner:
                 unsampled += self.prebin
             cycles[axis] = cycles[axis] - 0.5 - <double>unsampled / self.window
 
-    cdef int64_t _transform_rows(self, const ps_image *images, int64_t k,
-                                 const int64_t *corners) noexcept nogil:
-        # how many pixels are not finite; negative if an image cannot be read
-        cdef int64_t height = self.window_rows.shape[2], block = self.rows.shape[1]
-        cdef int64_t first = 0, i, n_rows, found, n_bad = 0
+    cdef int64_t _transform_rows(self, const ps_image *image, const int64_t *corner) noexcept nogil:
+        # how many pixels are not finite; negative if the image cannot be read
+        cdef int64_t height = self.window_rows.shape[1], block = self.rows.shape[0]
+        cdef int64_t first = 0, n_rows, found, n_bad = 0
         while first < height:
             n_rows = min(block, height - first)
-            for i in range(k):
-                found = ps_copy_rows(&images[i], corners[2 * i], corners[2 * i + 1] + first,
-                                     self.n_parts, self.rows.shape[2], n_rows, &self.rows[i, 0, 0])
-                if found < 0:
-                    return found
-                n_bad += found
-            self._join_rows(k, first, n_rows)
+            found = ps_copy_rows(image, corner[0], corner[1] + first, self.n_parts,
+                                 self.rows.shape[1], n_rows, &self.rows[0, 0])
+            if found < 0:
+                return found
+            n_bad += found
+            self._join_rows(first, n_rows)
             first += n_rows
         return n_bad
 
-    cdef void _join_rows(self, int64_t k, int64_t first, int64_t n_rows) noexcept nogil:
-        cdef int64_t i, r, x
+    cdef void _join_rows(self, int64_t first, int64_t n_rows) noexcept nogil:
+        cdef int64_t r, x
         if self.is_odd:
-            for i in range(k):
-                for r in range(n_rows):
-                    for x in range(self.rows.shape[2]):
-                        self.parts[i, r, 0, x].real = self.rows[i, r, x]
-        execute_in_nogil(&self.plans[ROWS][k])
-        _join_rows(self.parts_fs, self.factors, first, n_rows, self.window_rows, k)
+            for r in range(n_rows):
+                for x in range(self.rows.shape[1]):
+                    self.parts[r, 0, x].real = self.rows[r, x]
+        execute_in_nogil(&self.plans[ROWS])
+        ps_join_rows(<const float *>&self.parts_fs[0, 0, 0], n_rows, self.n_parts,
+                     self.parts_fs.shape[2], &self.factors[0, 0, 0, 0], self.half, first,
+                     self.window_rows.strides[0] // 8, <float *>&self.window_rows[0, 0])
 
-    cdef int64_t _cut_binned(self, const ps_image *images, const ps_image *binned, int64_t k,
+    cdef int64_t _cut_binned(self, const ps_image *image, const ps_image *binned,
                              const ps_filter *filter, int64_t margin, float *scratch,
-                             const int64_t *corners) noexcept nogil:
-        cdef int64_t i, n = self.rows.shape[2], found
-        for i in range(k):
-            if not _fits_binned(&corners[2 * i], margin, filter.factor, n, &binned[i]):
-                return DOES_NOT_FIT
-            found = ps_cut_binned(&images[i], &binned[i], filter, margin, corners[2 * i],
-                                  corners[2 * i + 1], n, scratch, &self.rows[i, 0, 0])
-            if found < 0:
-                return found
-        self._join_rows(k, 0, self.rows.shape[1])
-        return 0
+                             const int64_t *corner) noexcept nogil:
+        cdef int64_t n = self.rows.shape[1], found
+        if not _fits_binned(corner, margin, filter.factor, n, binned):
+            return DOES_NOT_FIT
+        found = ps_cut_binned(image, binned, filter, margin, corner[0], corner[1], n, scratch,
+                              &self.rows[0, 0])
+        if found >= 0:
+            self._join_rows(0, n)
+        return found
 
-    cdef void _weight(self, const frame_tables *tables, int64_t f, int64_t i, double extra_defocus,
-                      bint apply_ctf, bint with_weights) noexcept nogil:
+    cdef void _weight(self, const frame_tables *tables, int64_t f, double extra_defocus,
+                      bint apply_ctf, bint with_weight) noexcept nogil:
         cdef int64_t table = f * self.half * self.box
         cdef const double *phase = tables.ctf_phase + 5 * f
         cdef double turns = tables.defocus_to_turns * extra_defocus
         cdef ps_ctf ctf = ps_ctf(phase[0], phase[1] + turns, phase[2], phase[3] + turns, phase[4])
-        ps_weight_slice(<const float *>&self.columns[i, 0, 0], self.columns.shape[2], self.box,
-                        <const float *>&self.ramp_x[i, 0], <const float *>&self.ramp_y[i, 0],
-                        self.sign, &ctf if apply_ctf else NULL, tables.kx, tables.ky,
-                        tables.gain + table, tables.even, tables.odd,
+        ps_weight_slice(<const float *>&self.columns[0, 0], self.columns.shape[1], self.box,
+                        <const float *>&self.ramp_x[0], <const float *>&self.ramp_y[0], self.sign,
+                        &ctf if apply_ctf else NULL, tables.kx, tables.ky, tables.gain + table,
+                        tables.even, tables.odd,
                         NULL if tables.noise == NULL else tables.noise + table,
-                        <float *>&self.slices[i, 0, 0],
-                        &self.weights[i, 0, 0] if with_weights else NULL)
+                        <float *>&self.slice_fs[0, 0],
+                        &self.weight[0, 0] if with_weight else NULL)
 
-    cdef void _to_real_space(self, int64_t k) noexcept nogil:
-        cdef int64_t i, n_pairs = self.pairs_fs.shape[1]
-        cdef double[MOST_FRAMES] totals
-        for i in range(k):  # before the transform, which may overwrite the slices
-            totals[i] = self.slices[i, 0, 0].real * <double>(self.box * self.box)
-        execute_in_nogil(&self.plans[TO_COLUMNS][k])
-        for i in range(k):
-            ps_pack_rows(<const float *>&self.columns_rs[i, 0, self.edge],
-                         self.columns_rs.strides[1] // 8, self.box, n_pairs,
-                         <float *>&self.pairs_fs[i, 0, 0])
-        execute_in_nogil(&self.plans[TO_ROWS][k])
+    cdef void _to_real_space(self) noexcept nogil:
+        # before the transform, which may overwrite the slice
+        cdef double total = self.slice_fs[0, 0].real * <double>(self.box * self.box)
+        execute_in_nogil(&self.plans[TO_COLUMNS])
+        ps_pack_rows(<const float *>&self.columns_rs[0, self.edge],
+                     self.columns_rs.strides[0] // 8, self.box, self.pairs_fs.shape[0],
+                     <float *>&self.pairs_fs[0, 0])
+        execute_in_nogil(&self.plans[TO_ROWS])
         if self.taper is not None:
-            for i in range(k):
-                ps_mask_pairs(<float *>&self.pairs_rs[i, 0, 0], self.box, self.crop, n_pairs,
-                              totals[i], &self.inside[0], self.n_outside, self.subtract_mean,
-                              &self.taper[0, 0])
+            ps_mask_pairs(<float *>&self.pairs_rs[0, 0], self.box, self.crop,
+                          self.pairs_rs.shape[0], total, &self.inside[0], self.n_outside,
+                          self.subtract_mean, &self.taper[0, 0])
 
-    cdef void _to_fourier_space(self, int64_t k) noexcept nogil:
-        cdef int64_t i
-        execute_in_nogil(&self.plans[FROM_ROWS][k])
-        for i in range(k):
-            ps_unpack_rows(<const float *>&self.pairs_fs[i, 0, 0], self.box, self.pairs_fs.shape[1],
-                           self.gathered.strides[1] // 8, <float *>&self.gathered[i, 0, self.edge])
-        execute_in_nogil(&self.plans[FROM_COLUMNS][k])
+    cdef void _to_fourier_space(self) noexcept nogil:
+        execute_in_nogil(&self.plans[FROM_ROWS])
+        ps_unpack_rows(<const float *>&self.pairs_fs[0, 0], self.box, self.pairs_fs.shape[0],
+                       self.gathered.strides[0] // 8, <float *>&self.gathered[0, self.edge])
+        execute_in_nogil(&self.plans[FROM_COLUMNS])
 
-    cdef void _crop(self, int64_t k, float[:, :, ::1] images, int64_t at) noexcept nogil:
-        cdef int64_t i
-        for i in range(k):
-            ps_crop_pairs(<const float *>&self.pairs_rs[i, 0, 0], self.box, self.crop,
-                          &images[at + i, 0, 0])
+    cdef void _crop(self, float *image) noexcept nogil:
+        ps_crop_pairs(<const float *>&self.pairs_rs[0, 0], self.box, self.crop, image)
 
-    cdef void _insert(self, const frame_tables *tables, int64_t f, int64_t i,
-                      const double[:, :, :] axes, bint scaled,
-                      float[:, :, :, ::1] volume) noexcept nogil:
+    cdef void _insert(self, const frame_tables *tables, int64_t f, const double[:, :, :] axes,
+                      bint scaled, float[:, :, :, ::1] volume) noexcept nogil:
         cdef double[2][3] steps
         cdef double scale = 1
         cdef int a, c
@@ -716,16 +633,14 @@ cdef class FrameRunner:
             if scaled:
                 scale *= sqrt(steps[a][0] * steps[a][0] + steps[a][1] * steps[a][1]
                               + steps[a][2] * steps[a][2])
-        ps_insert_slice(<const float *>(&self.masked[i, 0, 0] if self.round_trip
-                                        else &self.slices[i, 0, 0]),
-                        &self.weights[i, 0, 0], self.box, tables.last_x + f * self.box,
+        ps_insert_slice(<const float *>(&self.masked_fs[0, 0] if self.round_trip
+                                        else &self.slice_fs[0, 0]),
+                        &self.weight[0, 0], self.box, tables.last_x + f * self.box,
                         steps[0], steps[1], scale, self.crop, &volume[0, 0, 0, 0])
 
-    cdef int _need_volume(self, float[:, :, :, ::1] volume) except -1:
-        return _need(self.weights is not None and volume.shape[0] == self.crop + 3
-                     and volume.shape[1] == self.crop + 3
-                     and volume.shape[2] == self.crop // 2 + 2 and volume.shape[3] == 4
-                     and volume.size < 8589934592)
+    cdef int _need_volume(self, const float[:, :, :, ::1] volume) except -1:
+        _need(self.weight is not None)
+        return _need_packed(volume, self.crop)
 
     cdef int _need_images(self, float[:, :, ::1] images, int64_t n) except -1:
         return _need(self.round_trip and images.shape[0] == n and images.shape[1] == self.crop
@@ -778,27 +693,24 @@ cdef class FrameRunner:
         cdef ps_filter filter
         cdef const float[::1] taps
         cdef float *scratch = NULL
-        cdef ps_image[MOST_FRAMES] here
-        cdef ps_image[MOST_FRAMES] small
-        cdef int64_t[2 * MOST_FRAMES] corners
-        cdef double[2 * MOST_FRAMES] cycles
-        cdef int64_t n = frames.shape[0], margin = 0, at = 0, k, i, found = 0, n_bad = 0
+        cdef int64_t[2] corner
+        cdef double[2] cycles
+        cdef int64_t n = frames.shape[0], margin = 0, i, f, found = 0, n_bad = 0
         cdef bint is_binned = images.binned is not None, inserts
         if n == 0:
             return 0
         self._take_tables(tables, aberrations, views.n_frames, &taken)
-        _need_frames(frames, views.n_frames, n)
         _need(is_binned == (self.prebin > 1) and points.shape[0] == views.n_frames
               and points.shape[1] == 2 and extra_defocus.shape[0] == views.n_frames)
         for i in range(n):
-            _need(views.images[frames[i]].height > 0)
+            _need(0 <= frames[i] < views.n_frames and views.images[frames[i]].height > 0)
         if is_binned:
             taps, margin = images.binned.taps, images.binned.margin
             _view_filter(taps, images.binned.factor, &filter)
             _need(self.fill is None and filter.factor == self.prebin and margin % self.prebin == 0
-                  and self.rows.shape[1] == self.rows.shape[2]
-                  and self.window_rows.shape[2] == self.rows.shape[1]
-                  and filter.factor * self.rows.shape[2] >= filter.taps)
+                  and self.rows.shape[0] == self.rows.shape[1]
+                  and self.window_rows.shape[1] == self.rows.shape[0]
+                  and filter.factor * self.rows.shape[1] >= filter.taps)
         if volume is not None:
             self._need_volume(volume)
             _need_axes(axes, views.n_frames)
@@ -812,51 +724,42 @@ cdef class FrameRunner:
             self._need_images(without_ctf, n)
         inserts = volume is not None or average is not None
         if is_binned:
-            scratch = _make_scratch(&filter, self.rows.shape[2])
+            scratch = _make_scratch(&filter, self.rows.shape[1])
         try:
             with nogil:
-                while at < n:
-                    k = min(self.n_at_once, n - at)
-                    for i in range(k):
-                        here[i] = views.images[frames[at + i]]
-                        small[i] = views.binned[frames[at + i]]
-                        self._place_window(points, frames[at + i], &corners[2 * i], &cycles[2 * i])
+                for i in range(n):
+                    f = frames[i]
+                    self._place_window(points, f, corner, cycles)
                     if is_binned:
-                        found = self._cut_binned(here, small, k, &filter, margin, scratch, corners)
+                        found = self._cut_binned(&views.images[f], &views.binned[f], &filter,
+                                                 margin, scratch, corner)
                     elif self.fill is None:
-                        found = self._transform_rows(here, k, corners)
+                        found = self._transform_rows(&views.images[f], corner)
                     else:
                         with gil:
-                            found = self.fill(images, view, frames[at:at + k])
+                            found = self.fill(images, view, f)
                     if found < 0:
                         break
                     n_bad += found
                     if self.fill is None:
-                        execute_in_nogil(&self.plans[COLUMNS][k])
-                    for i in range(k):
-                        ps_make_ramps(&cycles[2 * i], &self.gain[0], self.box, scale,
-                                      <float *>&self.ramp_x[i, 0], <float *>&self.ramp_y[i, 0])
-                        self._weight(&taken, frames[at + i], i, extra_defocus[frames[at + i]],
-                                     self.apply_ctf, inserts)
+                        execute_in_nogil(&self.plans[COLUMNS])
+                    ps_make_ramps(cycles, &self.gain[0], self.box, scale,
+                                  <float *>&self.ramp_x[0], <float *>&self.ramp_y[0])
+                    self._weight(&taken, f, extra_defocus[f], self.apply_ctf, inserts)
                     if self.round_trip:
-                        self._to_real_space(k)
+                        self._to_real_space()
                     if stack is not None:
-                        self._crop(k, stack, at)
-                    if inserts:
-                        if self.round_trip:
-                            self._to_fourier_space(k)
-                        for i in range(k):
-                            if volume is not None:
-                                self._insert(&taken, frames[at + i], i, axes, True, volume)
-                            if average is not None:
-                                self._insert(&taken, frames[at + i], i, average_axes, False,
-                                             average)
+                        self._crop(&stack[i, 0, 0])
+                    if inserts and self.round_trip:
+                        self._to_fourier_space()
+                    if volume is not None:
+                        self._insert(&taken, f, axes, True, volume)
+                    if average is not None:
+                        self._insert(&taken, f, average_axes, False, average)
                     if without_ctf is not None:
-                        for i in range(k):
-                            self._weight(&taken, frames[at + i], i, 0, False, False)
-                        self._to_real_space(k)
-                        self._crop(k, without_ctf, at)
-                    at += k
+                        self._weight(&taken, f, 0, False, False)
+                        self._to_real_space()
+                        self._crop(&without_ctf[i, 0, 0])
         finally:
             free(scratch)
         _need(found != DOES_NOT_FIT)

@@ -1,13 +1,11 @@
 """The kernels in NumPy: what each compiled kernel computes, and the fallback where there is none.
 
-Most kernels take k frames of one particle a call. Arrays are those of the compiled kernels: slices
-of shape (s/2 + 1, s) as [kx, ky] with ky in FFT order, the packed volume of shape (n + 3, n + 3,
-n/2 + 2, 4) as [z, y, x, (re, im, weight, multiplicity)] with j_z and j_y counted from -n/2 - 1.
+Most kernels do one frame of a particle. Arrays are those of the compiled kernels: slices of shape
+(s/2 + 1, s) as [kx, ky] with ky in FFT order, the packed volume of shape (n + 3, n + 3, n/2 + 2, 4)
+as [z, y, x, (re, im, weight, multiplicity)] with j_z and j_y counted from -n/2 - 1.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,44 +15,36 @@ IMAGE_DTYPES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.flo
 
 
 def copy_rows(
-    images: list[Array],
-    modes: Sequence[int],
-    corners: Array,
-    first_row: int,
-    rows: Array,
-    parts: int = 1,
+    image_bytes: Array, mode: int, corner: Array, first_row: int, rows: Array, parts: int = 1
 ) -> int:
-    """Copy rows of windows as float32, repeating edge pixels; return how many are not finite.
+    """Copy rows of a window as float32, repeating edge pixels; return how many are not finite.
 
     Parameters
     ----------
-    images : list of ndarray, shape (height, width * itemsize), uint8
-        k tilt images as bytes, in the machine's byte order.
-    modes : sequence of int
-        Their MRC modes: 0, 1, 2, 6 or 12.
-    corners : ndarray, shape (k, 2), int64
-        Image pixel (x, y) of each window's first; may lie outside the image.
+    image_bytes : ndarray, shape (height, width * itemsize), uint8
+        The tilt image as bytes, in the machine's byte order.
+    mode : int
+        Its MRC mode: 0, 1, 2, 6 or 12.
+    corner : ndarray, shape (2,), int64
+        Image pixel (x, y) of the window's first; may lie outside the image.
     first_row : int
-        Row of the windows that is copied first.
-    rows : ndarray, shape (k or more, n_rows, row_length), float32
-        The first k are filled.
+        Row of the window that is copied first.
+    rows : ndarray, shape (n_rows, row_length), float32
+        Filled.
     parts : int
         Above 1, the pairs of pixels of each row are dealt out in turn to so many parts, which then
         follow each other in the row.
     """
-    n_rows, length = rows.shape[1:]
-    for image_bytes, mode, (corner_x, corner_y), found in zip(
-        images, modes, corners, rows, strict=False
-    ):
-        if mode not in IMAGE_DTYPES:
-            raise ValueError(f"image mode: expected one of {sorted(IMAGE_DTYPES)}, found {mode}")
-        image = image_bytes.view(IMAGE_DTYPES[mode])
-        y = np.clip(corner_y + first_row + np.arange(n_rows), 0, image.shape[0] - 1)
-        x = np.clip(corner_x + np.arange(length), 0, image.shape[1] - 1)
-        pairs = (-1, parts, 2) if parts > 1 else (-1, 1, 1)
-        dealt = image[y[:, None], x[None, :]].reshape(n_rows, *pairs).swapaxes(1, 2)
-        found[:] = dealt.reshape(found.shape)
-    return int(np.count_nonzero(~np.isfinite(rows[: len(images)])))
+    if mode not in IMAGE_DTYPES:
+        raise ValueError(f"image mode: expected one of {sorted(IMAGE_DTYPES)}, found {mode}")
+    n_rows, length = rows.shape
+    image = image_bytes.view(IMAGE_DTYPES[mode])
+    y = np.clip(corner[1] + first_row + np.arange(n_rows), 0, image.shape[0] - 1)
+    x = np.clip(corner[0] + np.arange(length), 0, image.shape[1] - 1)
+    pairs = (-1, parts, 2) if parts > 1 else (-1, 1, 1)
+    dealt = image[y[:, None], x[None, :]].reshape(n_rows, *pairs).swapaxes(1, 2)
+    rows[:] = dealt.reshape(rows.shape)
+    return int(np.count_nonzero(~np.isfinite(rows)))
 
 
 def bin_image(
@@ -103,79 +93,69 @@ def _filter_axis(image: Array, taps: Array, factor: int, samples: Array, axis: i
 
 
 def cut_binned(
-    images: list[Array],
-    modes: Sequence[int],
-    binned: list[Array],
-    corners: Array,
+    image_bytes: Array,
+    mode: int,
+    binned: Array,
+    corner: Array,
     taps: Array,
     factor: int,
     margin: int,
-    windows: Array,
+    window: Array,
 ) -> None:
-    """Cut filtered windows out of filtered images; filter their ends alone, joined to a ring.
+    """Cut a filtered window out of a filtered image; filter its ends alone, joined to a ring.
 
     Parameters
     ----------
-    images, modes
-        k tilt images as for `copy_rows`.
-    binned : list of ndarray, shape (ny, nx), float32
-        The same images, filtered by `bin_image` with these `taps`, `factor` and `margin`.
-    corners : ndarray, shape (k, 2), int64
-        Pixel (x, y) of the tilt image that is each window's first.
+    image_bytes, mode
+        A tilt image as for `copy_rows`.
+    binned : ndarray, shape (ny, nx), float32
+        The same image, filtered by `bin_image` with these `taps`, `factor` and `margin`.
+    corner : ndarray, shape (2,), int64
+        Pixel (x, y) of the tilt image that is the window's first.
     taps, factor, margin
         As for `bin_image`; the margin is a multiple of the factor.
-    windows : ndarray, shape (k or more, n, n), float32
-        The first k are filled: windows of q n pixels, convolved with the filter as if they were
-        periodic, at the pixels (-corner) mod q, then every q-th.
+    window : ndarray, shape (n, n), float32
+        Filled: a window of q n pixels, convolved with the filter as if it were periodic, at the
+        pixels (-corner) mod q, then every q-th.
     """
-    n, reach = windows.shape[1], len(taps) // 2
+    n, reach = len(window), len(taps) // 2
     size = factor * n
-    for image_bytes, mode, small, corner, window in zip(
-        images, modes, binned, corners, windows, strict=False
-    ):
-        image = image_bytes.view(IMAGE_DTYPES[mode])
-        first = -corner % factor
-        x, y = (corner + first + margin) // factor
-        window[:] = small[y : y + n, x : x + n]
-        rows, columns = (
-            np.clip(corner[axis] + np.arange(size), 0, image.shape[1 - axis] - 1) for axis in (1, 0)
-        )
-        pixels = np.roll(image[rows[:, None], columns], tuple(reach - first[::-1]), axis=(0, 1))
-        at = first[:, None] + factor * np.arange(n)
-        x_ends, y_ends = (np.flatnonzero((a < reach) | (a + reach >= size)) for a in at)
-        everywhere = np.arange(n)
-        for y_samples, x_samples in ((everywhere, x_ends), (y_ends, everywhere)):
-            lines = _filter_axis(pixels, taps, factor, y_samples, 0)
-            window[np.ix_(y_samples, x_samples)] = _filter_axis(lines, taps, factor, x_samples, 1)
+    image = image_bytes.view(IMAGE_DTYPES[mode])
+    first = -corner % factor
+    x, y = (corner + first + margin) // factor
+    window[:] = binned[y : y + n, x : x + n]
+    rows, columns = (
+        np.clip(corner[axis] + np.arange(size), 0, image.shape[1 - axis] - 1) for axis in (1, 0)
+    )
+    pixels = np.roll(image[rows[:, None], columns], tuple(reach - first[::-1]), axis=(0, 1))
+    at = first[:, None] + factor * np.arange(n)
+    x_ends, y_ends = (np.flatnonzero((a < reach) | (a + reach >= size)) for a in at)
+    everywhere = np.arange(n)
+    for y_samples, x_samples in ((everywhere, x_ends), (y_ends, everywhere)):
+        lines = _filter_axis(pixels, taps, factor, y_samples, 0)
+        window[np.ix_(y_samples, x_samples)] = _filter_axis(lines, taps, factor, x_samples, 1)
 
 
-def join_rows(
-    parts_fs: Array,
-    factors: Array,
-    first_row: int,
-    columns: Array,
-) -> None:
+def join_rows(parts_fs: Array, factors: Array, first_row: int, columns: Array) -> None:
     """Join the transforms of the parts of each row and write them into `columns`.
 
     Parameters
     ----------
-    parts_fs : ndarray, shape (k, n_rows, n_parts, length), complex64
+    parts_fs : ndarray, shape (n_rows, n_parts, length), complex64
         Transforms z of the parts of each row.
     factors : ndarray, shape (n_parts, 4, n_columns, 2), float32
         Complex factors a and b of z[j] and conj(z[-j]), as (a, a), (-a', a'), (b, -b), (b', b')
         with ' for the imaginary part.
-    columns : ndarray, shape (k or more, n_columns, column_length), complex64
-        Filled at [:k, :, first_row:]; rows that do not fit are left out.
+    columns : ndarray, shape (n_columns, column_length), complex64
+        Filled at [:, first_row:]; rows that do not fit are left out.
     """
-    n_frames, n_columns = len(parts_fs), columns.shape[1]
-    n_rows = min(parts_fs.shape[1], columns.shape[2] - first_row)
+    n_columns, length = columns.shape
+    n_rows = min(len(parts_fs), length - first_row)
     a = factors[:, 0, :, 0] + 1j * factors[:, 1, :, 1]
     b = factors[:, 2, :, 0] + 1j * factors[:, 3, :, 0]
-    j = np.arange(n_columns) % parts_fs.shape[3]
-    near = parts_fs[:, :n_rows, :, j]
-    far = parts_fs[:, :n_rows, :, -j].conj()
-    joined = (near * a + far * b).sum(axis=2)
-    columns[:n_frames, :, first_row : first_row + n_rows] = joined.swapaxes(1, 2)
+    j = np.arange(n_columns) % parts_fs.shape[2]
+    near, far = parts_fs[:n_rows, :, j], parts_fs[:n_rows, :, -j].conj()
+    columns[:, first_row : first_row + n_rows] = (near * a + far * b).sum(axis=1).T
 
 
 def fold_rows(rows_fs: Array, factors: Array, rows: Array) -> None:
@@ -200,27 +180,25 @@ def fold_rows(rows_fs: Array, factors: Array, rows: Array) -> None:
 
 
 def make_ramps(cycles: Array, gain: Array, factor: float, ramp_x: Array, ramp_y: Array) -> None:
-    """Make the phase ramps that shift windows to the origin.
+    """Make the phase ramps that shift a window to the origin.
 
     Parameters
     ----------
-    cycles : ndarray, shape (k, 2), float64
-        Cycles (x, y) of each ramp a frequency step.
+    cycles : ndarray, shape (2,), float64
+        Cycles (x, y) of the ramps a frequency step.
     gain : ndarray, shape (s/2 + 1,), float64
         Factor at the frequencies k = 0 .. s/2, and at -k.
     factor : float
-    ramp_x, ramp_y : ndarray, shape (k or more, s/2 + 1) and (k or more, s), complex64
-        The first k are filled: gain exp(2 pi i cycles k), along y times the factor, in FFT order.
+    ramp_x, ramp_y : ndarray, shape (s/2 + 1,) and (s,), complex64
+        Filled: gain exp(2 pi i cycles k), along y times the factor, in FFT order.
     """
-    ramps = gain * np.exp(2j * np.pi * cycles[:, :, None] * np.arange(len(gain)))
-    x, y = ramps[:, 0], factor * ramps[:, 1]
-    ramp_x[: len(cycles)] = x
-    ramp_y[: len(cycles)] = np.concatenate([y[:, :-1], y[:, :0:-1].conj()], axis=1)
+    x, y = gain * np.exp(2j * np.pi * cycles[:, None] * np.arange(len(gain)))
+    ramp_x[:] = x
+    ramp_y[:] = factor * np.concatenate([y[:-1], y[:0:-1].conj()])
 
 
-def weight_slices(
+def weight_slice(
     columns: Array,
-    frames: Array,
     ramp_x: Array,
     ramp_y: Array,
     sign: float,
@@ -231,53 +209,50 @@ def weight_slices(
     even: Array | None,
     odd: Array | None,
     noise: Array | None,
-    slices: Array,
-    weights: Array | None,
+    slice_fs: Array,
+    weight: Array | None,
 ) -> None:
-    """Crop transforms of windows to s frequencies, shift them, multiply by the CTF and all weights.
+    """Crop a window's transform to s frequencies, shift it, multiply by the CTF and all weights.
 
     Parameters
     ----------
-    columns : ndarray, shape (k or more, s/2 + 1, s0), complex64
-        Transforms of windows, [kx, ky].
-    frames : ndarray, shape (k,), int64
-        Frame of each, in `gain` and `noise`.
-    ramp_x, ramp_y : ndarray, shape (k or more, s/2 + 1) and (k or more, s), complex64
-        Phase ramps of the shifts; a common factor may be in ramp_y.
+    columns : ndarray, shape (s/2 + 1, s0), complex64
+        Transform of the window, [kx, ky].
+    ramp_x, ramp_y : ndarray, shape (s/2 + 1,) and (s,), complex64
+        Phase ramps of the shift; a common factor may be in ramp_y.
     sign : float
         -1 inverts the contrast.
-    ctf : ndarray, shape (k, 5), float64, or None
+    ctf : ndarray, shape (5,), float64, or None
         Phase coefficients in turns (constant, kx^2, kx ky, ky^2, k^4); None: no CTF, weight 1.
     kx, ky : ndarray, shape (s/2 + 1,) and (s,), float64
         Frequencies in 1/A.
-    gain : ndarray, shape (n_frames, s/2 + 1, s), float32
+    gain : ndarray, shape (s/2 + 1, s), float32
         CTF envelope times dose weight; used with a CTF.
     even : ndarray, shape (s/2 + 1, s), or None
         Even aberration in turns; odd : exp(-i phase) (spec 2.5).
-    noise : ndarray, shape (n_frames, s/2 + 1, s), float32, or None
-        Noise weights (spec 2.7).
-    slices, weights : ndarray, shape (k or more, s/2 + 1, s)
-        The first k are filled: the weighted transforms, and the weights c^2 (may be None).
+    noise : ndarray, shape (s/2 + 1, s), float32, or None
+        Noise weight (spec 2.7).
+    slice_fs, weight : ndarray, shape (s/2 + 1, s)
+        Filled: the weighted transform, and the weight c^2 (may be None).
     """
-    s = slices.shape[2]
-    for i, f in enumerate(frames):
-        c = np.ones((s // 2 + 1, s), np.float32)
-        if ctf is not None and gain is not None:
-            constant, xx, xy, yy, k4 = ctf[i]
-            x, y = kx[:, None], ky[None, :]
-            turns = constant + xx * x * x + xy * x * y + yy * y * y + k4 * (x * x + y * y) ** 2
-            if even is not None:
-                turns = turns + even
-            c = (-np.sin(2 * np.pi * (turns - np.rint(turns)))).astype(np.float32) * gain[f]
-        if weights is not None:
-            weights[i] = c * c if noise is None else c * c * noise[f]
-        if noise is not None:
-            c = c * noise[f]
-        low, high = columns[i, :, : s // 2], columns[i, :, columns.shape[2] - s // 2 :]
-        ramp = ramp_x[i][:, None] * np.float32(sign) * ramp_y[i]
-        slices[i] = np.concatenate([low, high], axis=1) * (ramp * c)
-        if odd is not None:
-            slices[i] *= odd
+    s = slice_fs.shape[1]
+    c = np.ones((s // 2 + 1, s), np.float32)
+    if ctf is not None and gain is not None:
+        constant, xx, xy, yy, k4 = ctf
+        x, y = kx[:, None], ky[None, :]
+        turns = constant + xx * x * x + xy * x * y + yy * y * y + k4 * (x * x + y * y) ** 2
+        if even is not None:
+            turns = turns + even
+        c = (-np.sin(2 * np.pi * (turns - np.rint(turns)))).astype(np.float32) * gain
+    if weight is not None:
+        weight[:] = c * c if noise is None else c * c * noise
+    if noise is not None:
+        c = c * noise
+    low, high = columns[:, : s // 2], columns[:, columns.shape[1] - s // 2 :]
+    ramp = ramp_x[:, None] * np.float32(sign) * ramp_y
+    slice_fs[:] = np.concatenate([low, high], axis=1) * (ramp * c)
+    if odd is not None:
+        slice_fs *= odd
 
 
 def pack_rows(columns: Array, first_row: int, pairs: Array) -> None:
@@ -287,21 +262,21 @@ def pack_rows(columns: Array, first_row: int, pairs: Array) -> None:
 
     Parameters
     ----------
-    columns : ndarray, shape (k or more, s/2 + 1, first_row + 2 n_pairs - 1 or more), complex64
-        Row r of image i is columns[i, :, r]. Imaginary parts at 0 and s/2 are left out. A last row
-        behind the columns' end is taken from the padding between them.
+    columns : ndarray, shape (s/2 + 1, first_row + 2 n_pairs - 1 or more), complex64
+        Row r is columns[:, r]. Imaginary parts at 0 and s/2 are left out. A last row behind the
+        columns' end is taken from the padding between them.
     first_row : int
         Row that becomes the first.
-    pairs : ndarray, shape (k, n_pairs, s), complex64
+    pairs : ndarray, shape (n_pairs, s), complex64
         Filled.
     """
-    half, n_rows = columns.shape[1], 2 * pairs.shape[1]
-    rows = np.zeros((len(pairs), n_rows, half), np.complex64)
-    given = columns[: len(pairs), :, first_row : first_row + n_rows].swapaxes(1, 2)
-    rows[:, : given.shape[1]] = given
-    rows[:, :, [0, -1]] = rows[:, :, [0, -1]].real
-    whole = np.concatenate([rows, rows[:, :, half - 2 : 0 : -1].conj()], axis=2)
-    pairs[:] = whole[:, ::2] + 1j * whole[:, 1::2]
+    half, n_rows = len(columns), 2 * len(pairs)
+    rows = np.zeros((n_rows, half), np.complex64)
+    given = columns[:, first_row : first_row + n_rows].T
+    rows[: len(given)] = given
+    rows[:, [0, -1]] = rows[:, [0, -1]].real
+    whole = np.concatenate([rows, rows[:, half - 2 : 0 : -1].conj()], axis=1)
+    pairs[:] = whole[::2] + 1j * whole[1::2]
 
 
 def unpack_rows(pairs: Array, first_row: int, columns: Array) -> None:
@@ -309,37 +284,36 @@ def unpack_rows(pairs: Array, first_row: int, columns: Array) -> None:
 
     Parameters
     ----------
-    pairs : ndarray, shape (k, n_pairs, s), complex64
+    pairs : ndarray, shape (n_pairs, s), complex64
     first_row : int
         Place of the first row.
-    columns : ndarray, shape (k or more, s/2 + 1, first_row + 2 n_pairs - 1 or more), complex64
-        The first k are filled from `first_row` on.
+    columns : ndarray, shape (s/2 + 1, first_row + 2 n_pairs - 1 or more), complex64
+        Filled from `first_row` on.
     """
-    n_images, n_pairs, s = pairs.shape
-    mirrored = np.roll(pairs[:, :, ::-1], 1, axis=2).conj()
-    rows = np.stack([pairs + mirrored, (pairs - mirrored) / 1j], axis=2) / 2
-    rows = rows.reshape(n_images, 2 * n_pairs, s)[:, : columns.shape[2] - first_row]
-    stop = first_row + rows.shape[1]
-    columns[:n_images, :, first_row:stop] = rows[:, :, : columns.shape[1]].swapaxes(1, 2)
+    n_pairs, s = pairs.shape
+    mirrored = np.roll(pairs[:, ::-1], 1, axis=1).conj()
+    rows = np.stack([pairs + mirrored, (pairs - mirrored) / 1j], axis=1) / 2
+    rows = rows.reshape(2 * n_pairs, s)[: columns.shape[1] - first_row]
+    columns[:, first_row : first_row + len(rows)] = rows[:, : len(columns)].T
 
 
 def mask_pairs(
     pairs: Array,
     n: int,
-    totals: Array,
+    total: float,
     inside: Array,
     n_outside: float,
     subtract: bool,
     taper: Array,
 ) -> None:
-    """Apply the circle crop to the central rows of s x s images in place (spec 2.6).
+    """Apply the circle crop to the central rows of an s x s image in place (spec 2.6).
 
     Parameters
     ----------
-    pairs : ndarray, shape (k, n/2 or n/2 + 1, s), complex64
+    pairs : ndarray, shape (n/2 or n/2 + 1, s), complex64
         Rows (s - n)/2 onwards, two by two: the real parts are one row, the imaginary the next.
-    totals : ndarray, shape (k,), float64
-        Sum over each whole s x s image.
+    total : float
+        Sum over the whole s x s image.
     inside : ndarray, shape (n + 1,), int32
         Half width of the circle in each row; -1 where it has none.
     n_outside : float
@@ -349,84 +323,62 @@ def mask_pairs(
     taper : ndarray, shape (n, n), float32
         Factor on the central pixels; zero is written outside them.
     """
-    s = pairs.shape[2]
+    s = pairs.shape[1]
     edge = (s - n) // 2
     distance = np.abs(np.arange(s) - s // 2)[None, :]
-    for image, total in zip(pairs, totals, strict=True):
-        rows = np.stack([image.real, image.imag], axis=1).reshape(-1, s)
-        mean = 0.0
-        if subtract and n_outside > 0:
-            reached = rows[: n + 1]
-            inner = distance <= inside[: len(reached), None]
-            mean = (total - reached[inner].sum(dtype=np.float64)) / n_outside
-        central = (rows[:n, edge : edge + n] - np.float32(mean)) * taper
-        image[:] = 0
-        image[: n // 2, edge : edge + n] = central[::2] + 1j * central[1::2]
+    rows = np.stack([pairs.real, pairs.imag], axis=1).reshape(-1, s)
+    mean = 0.0
+    if subtract and n_outside > 0:
+        reached = rows[: n + 1]
+        inner = distance <= inside[: len(reached), None]
+        mean = (total - reached[inner].sum(dtype=np.float64)) / n_outside
+    central = (rows[:n, edge : edge + n] - np.float32(mean)) * taper
+    pairs[:] = 0
+    pairs[: n // 2, edge : edge + n] = central[::2] + 1j * central[1::2]
 
 
-def crop_pairs(pairs: Array, images: Array) -> None:
-    """Copy the central pixels of images out of their pairs of rows.
+def crop_pairs(pairs: Array, image: Array) -> None:
+    """Copy the central pixels of an image out of its pairs of rows.
 
     Parameters
     ----------
-    pairs : ndarray, shape (k or more, n/2 or more, s), complex64
+    pairs : ndarray, shape (n/2 or more, s), complex64
         Rows (s - n)/2 onwards, two by two.
-    images : ndarray, shape (k, n, n), float32
+    image : ndarray, shape (n, n), float32
         Filled.
     """
-    n_images, n = images.shape[:2]
-    edge = (pairs.shape[2] - n) // 2
-    central = pairs[:n_images, : n // 2, edge : edge + n]
-    images[:, ::2] = central.real
-    images[:, 1::2] = central.imag
+    n = len(image)
+    edge = (pairs.shape[1] - n) // 2
+    central = pairs[: n // 2, edge : edge + n]
+    image[::2] = central.real
+    image[1::2] = central.imag
 
 
-def insert_slices(
-    slices: Array,
-    weights: Array,
-    frames: Array,
-    last_x: Array,
-    axes: Array,
-    scales: Array,
-    volume: Array,
+def insert_slice(
+    slice_fs: Array, weight: Array, last_x: Array, axes: Array, scale: float, volume: Array
 ) -> None:
-    """Add slices to the packed volume by trilinear insertion, in their order (spec 2.8).
+    """Add a slice to the packed volume by trilinear insertion (spec 2.8).
 
     Parameters
     ----------
-    slices, weights : ndarray, shape (k or more, s/2 + 1, s)
+    slice_fs, weight : ndarray, shape (s/2 + 1, s)
         Values with the image's origin at pixel (s/2, s/2), and their weights.
-    frames : ndarray, shape (k,), int64
-        Frame of each, in the tables that follow.
-    last_x : ndarray, shape (n_frames, s), int32
+    last_x : ndarray, shape (s,), int32
         Largest kx to insert in each row ky; -1 for none.
-    axes : ndarray, shape (n_frames, 2, 3), float64
+    axes : ndarray, shape (2, 3), float64
         Volume voxels (x, y, z) of one step in kx, and in ky: u and v.
-    scales : ndarray, shape (n_frames,), float64
+    scale : float
         |u| |v|.
     volume : ndarray, shape (n + 3, n + 3, n/2 + 2, 4), float32
         Added to.
     """
-    for i, f in enumerate(frames):
-        _insert_slice(slices[i], weights[i], last_x[f], axes[f, 0], axes[f, 1], scales[f], volume)
-
-
-def _insert_slice(
-    slice_fs: Array,
-    weight: Array,
-    last_x: Array,
-    u: Array,
-    v: Array,
-    scale: float,
-    volume: Array,
-) -> None:
     s, n = slice_fs.shape[1], volume.shape[0] - 3
     kx = np.arange(s // 2 + 1)[:, None]
     ky = np.where(np.arange(s) < s // 2, np.arange(s), np.arange(s) - s)[None, :]
     use = (kx <= last_x[None, :]) & (kx * kx + ky * ky <= s * s // 4) & ((kx > 0) | (ky >= 0))
     kx, ky = (a[use] for a in np.broadcast_arrays(kx, ky))
     sign = 1.0 - 2.0 * ((kx + ky) % 2)
-    g = kx[:, None] * u + ky[:, None] * v
+    g = kx[:, None] * axes[0] + ky[:, None] * axes[1]
     flip = np.where(g[:, 0] < 0, -1.0, 1.0)
     g *= flip[:, None]
     values = slice_fs[use] * sign
