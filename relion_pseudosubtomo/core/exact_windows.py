@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core import kernels, scratch
 from relion_pseudosubtomo.core.masks import crop_circle
 
 
@@ -41,8 +41,8 @@ class ScaledWindowTransform:
         self._waves_x = np.concatenate([np.cos(turns_x), np.sin(turns_x)], axis=1)
         self._waves_y = window / extent * np.exp(1j * turns_y)
         self._circle_precrop = circle_precrop
-        self._pixels = fft.zeros((window, window), np.float32)
-        self.columns: NDArray[np.complex64] = fft.zeros((half, box), np.complex64)
+        self._pixels = scratch.zeros((window, window), np.float32)
+        self.columns: NDArray[np.complex64] = scratch.zeros((half, box), np.complex64)
 
     @property
     def nbytes(self) -> int:

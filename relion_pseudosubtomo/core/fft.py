@@ -14,13 +14,10 @@ import numpy as np
 import pyfftw
 from numpy.typing import NDArray
 
+from relion_pseudosubtomo.core import scratch
+
 #: A planned transform between two fixed arrays; `execute()` runs it without the GIL.
 Plan = Any
-
-
-def zeros(shape: tuple[int, ...], dtype: Any) -> NDArray:
-    """Return a zeroed array aligned for the widest vector unit."""
-    return pyfftw.zeros_aligned(shape, dtype=dtype, n=64)
 
 
 def padded_columns(n_columns: int, length: int) -> NDArray[np.complex64]:
@@ -29,12 +26,12 @@ def padded_columns(n_columns: int, length: int) -> NDArray[np.complex64]:
     Columns that lie a power of two apart share a few cache sets, which makes any access across
     them several times slower.
     """
-    return zeros((n_columns, length + 8), np.complex64)[:, :length]
+    return scratch.zeros((n_columns, length + 8), np.complex64)[:, :length]
 
 
 def padded_planes(n_planes: int, n_rows: int, length: int) -> NDArray[np.complex64]:
     """Return zeroed planes of rows, [plane, row, place], apart as `padded_columns` are."""
-    planes = zeros((n_planes, n_rows * length + 8), np.complex64)
+    planes = scratch.zeros((n_planes, n_rows * length + 8), np.complex64)
     return planes[:, : n_rows * length].reshape(n_planes, n_rows, length)
 
 
@@ -62,8 +59,8 @@ def _plan(source: NDArray, target: NDArray, axes: tuple[int, ...], direction: st
 def forward_3d(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
     """Return the unitary half-complex transform of a real cube, shape (n, n, n/2 + 1)."""
     n = volume.shape[0]
-    source = zeros(volume.shape, np.float32)
-    target = zeros((n, n, n // 2 + 1), np.complex64)
+    source = pyfftw.zeros_aligned(volume.shape, dtype=np.float32)
+    target = pyfftw.zeros_aligned((n, n, n // 2 + 1), dtype=np.complex64)
     plan = plan_forward(source, target, axes=(0, 1, 2))
     source[:] = volume
     plan.execute()
@@ -74,8 +71,8 @@ def forward_3d(volume: NDArray[np.float32]) -> NDArray[np.complex64]:
 def backward_3d(transform: NDArray[np.complex64]) -> NDArray[np.float32]:
     """Return the unitary inverse of a half-complex transform of shape (n, n, n/2 + 1)."""
     n = transform.shape[0]
-    source = zeros(transform.shape, np.complex64)
-    target = zeros((n, n, n), np.float32)
+    source = pyfftw.zeros_aligned(transform.shape, dtype=np.complex64)
+    target = pyfftw.zeros_aligned((n, n, n), dtype=np.float32)
     plan = plan_backward(source, target, axes=(0, 1, 2))
     source[:] = transform
     plan.execute()

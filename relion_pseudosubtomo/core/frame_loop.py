@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core import fft, kernels, scratch
 from relion_pseudosubtomo.core.average import SliceTarget
 from relion_pseudosubtomo.core.exact_windows import ScaledWindowTransform
 from relion_pseudosubtomo.core.frames import FrameTables
@@ -96,12 +96,12 @@ class FrameLoop:
         is_plain = isinstance(self.window, WindowTransform) and not settings.circle_precrop
         self.fill = None if is_plain else self._transform_window
         self.gain = _window_gain(settings)
-        self.ramp_x = fft.zeros((half,), np.complex64)
-        self.ramp_y = fft.zeros((s,), np.complex64)
-        self.slice_fs = fft.zeros((half, s), np.complex64)
+        self.ramp_x = scratch.zeros((half,), np.complex64)
+        self.ramp_y = scratch.zeros((s,), np.complex64)
+        self.slice_fs = scratch.zeros((half, s), np.complex64)
         self.weight: NDArray[np.float32] | None = None
         if settings.inserts_slices:
-            self.weight = fft.zeros((half, s), np.float32)
+            self.weight = scratch.zeros((half, s), np.float32)
         self.mask: ImageMask | None = None
         if settings.real_space_round_trip:
             self._make_image_plans(s, settings.crop, half)
@@ -112,7 +112,7 @@ class FrameLoop:
         self.edge = (s - n) // 2
         n_pairs = min(n + 2, s) // 2  # the circle reaches n + 1 rows
         self.columns_rs = fft.padded_columns(half, s)
-        self.pairs_fs, self.pairs_rs = (fft.zeros((n_pairs, s), np.complex64) for _ in range(2))
+        self.pairs_fs, self.pairs_rs = (scratch.zeros((n_pairs, s), np.complex64) for _ in range(2))
         self.to_columns = fft.plan_backward(self.slice_fs, self.columns_rs)
         self.to_rows = fft.plan_backward(self.pairs_fs, self.pairs_rs)
         if settings.circle_crop or settings.grid_precorr:
@@ -121,7 +121,7 @@ class FrameLoop:
             )
         if settings.inserts_slices:
             self.gathered = fft.padded_columns(half, s)
-            self.masked_fs = fft.zeros((half, s), np.complex64)
+            self.masked_fs = scratch.zeros((half, s), np.complex64)
             self.from_rows = fft.plan_forward(self.pairs_rs, self.pairs_fs)
             self.from_columns = fft.plan_forward(self.gathered, self.masked_fs)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft
+from relion_pseudosubtomo.core import fft, scratch
 from relion_pseudosubtomo.errors import InputError
 
 Floats = NDArray[np.floating]
@@ -41,8 +41,8 @@ def noise_weight(image: NDArray, window: int) -> Floats:
 
 
 def _mean_power(image: NDArray, window: int) -> Floats:
-    block = fft.zeros((window, window), np.float32)
-    transform = fft.zeros((window, window // 2 + 1), np.complex64)
+    block = scratch.zeros((window, window), np.float32)
+    transform = scratch.zeros((window, window // 2 + 1), np.complex64)
     plan = fft.plan_forward(block, transform, axes=(0, 1))
     power = np.zeros(transform.shape)
     height, width = image.shape

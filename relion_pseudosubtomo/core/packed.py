@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core import fft, kernels, scratch
 from relion_pseudosubtomo.core.windows import factor_pairs
 
 
 def make_packed_volume(box: int) -> NDArray[np.float32]:
     """Return an empty packed volume, as `kernels.insert_slice` needs it for box `box`."""
-    return fft.zeros((box + 3, box + 3, box // 2 + 2, 4), np.float32)
+    return scratch.zeros((box + 3, box + 3, box // 2 + 2, 4), np.float32)
 
 
 class CubeTransform:
@@ -37,7 +37,7 @@ class CubeTransform:
 
     def __init__(self, n: int) -> None:
         self.data_fs = fft.padded_planes(n, n, n // 2 + 1)
-        self.data: NDArray[np.float32] = fft.zeros((n, n, n), np.float32)
+        self.data: NDArray[np.float32] = scratch.zeros((n, n, n), np.float32)
         self._folded = self.data.view(np.complex64) if n & (n - 1) == 0 else None
         if self._folded is not None:
             turn = 1j * np.exp(2j * np.pi * np.arange(n // 2) / n)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core import kernels, scratch
 from relion_pseudosubtomo.core.average import SliceTarget
 from relion_pseudosubtomo.core.frame_loop import FrameLoop, Targets
 from relion_pseudosubtomo.core.frames import FrameTables
@@ -71,7 +71,7 @@ class ParticleExtractor:
             self._volume = make_packed_volume(n)
             self._cube = CubeTransform(n)
             self._result = Subtomogram(
-                self._cube.data, fft.zeros((2 * n, n, n // 2 + 1), np.float32)
+                self._cube.data, scratch.zeros((2 * n, n, n // 2 + 1), np.float32)
             )
 
     def extract_stack(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core import fft, kernels, scratch
 from relion_pseudosubtomo.core.masks import crop_circle
 
 #: Rows transformed at once: a block of input and output stays in the second-level cache.
@@ -59,19 +59,19 @@ class WindowTransform:
         n_parts, length = split_row(width, width if cut_before else box)
         n_blocks = 1 if cut_before else max(1, -(-4 * height * width // BLOCK_BYTES))
         block = -(-height // n_blocks)
-        self.parts = fft.zeros((block, n_parts, length), np.complex64)
-        self.parts_fs = fft.zeros(self.parts.shape, np.complex64)
+        self.parts = scratch.zeros((block, n_parts, length), np.complex64)
+        self.parts_fs = scratch.zeros(self.parts.shape, np.complex64)
         self.row_plan = fft.plan_forward(self.parts, self.parts_fs)
         self.factors = join_factors(width, half, n_parts)
         self._is_odd = width % 2 == 1
         if self._is_odd:
-            self.rows = fft.zeros((block, width), np.float32)
+            self.rows = scratch.zeros((block, width), np.float32)
         else:
             self.rows = self.parts.view(np.float32).reshape(block, width)
         self.gathered = fft.padded_columns(half, height)
-        self.columns: NDArray[np.complex64] = fft.zeros((half, height), np.complex64)
+        self.columns: NDArray[np.complex64] = scratch.zeros((half, height), np.complex64)
         self.column_plan = fft.plan_forward(self.gathered, self.columns)
-        self._whole = fft.zeros(window_yx, np.float32) if circle_precrop else None
+        self._whole = scratch.zeros(window_yx, np.float32) if circle_precrop else None
 
     @property
     def nbytes(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core import kernels, scratch
 from relion_pseudosubtomo.core.average import SliceTarget
 from relion_pseudosubtomo.core.frame_loop import FrameLoop, Targets
 from relion_pseudosubtomo.core.frames import FrameTables, make_frame_tables
@@ -258,7 +258,7 @@ def other_plan() -> Any:
 
 def empty(*shape: int, dtype: Any = np.float32) -> NDArray[Any]:
     """Return an array of zeros."""
-    return fft.zeros(shape, dtype)
+    return scratch.zeros(shape, dtype)
 
 
 MISFITS: dict[str, Callable[[], None]] = {
