@@ -44,12 +44,6 @@ class ScaledWindowTransform:
         self._pixels = scratch.zeros((window, window), np.float32)
         self.columns: NDArray[np.complex64] = scratch.zeros((half, box), np.complex64)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the scratch arrays."""
-        arrays = (self._waves_x, self._waves_y, self._pixels, self.columns)
-        return sum(array.nbytes for array in arrays)
-
     def transform(
         self, image_bytes: NDArray[np.uint8], mode: int, corner: NDArray[np.int64]
     ) -> int:

@@ -276,9 +276,4 @@ def _make_window_transform(settings: ExtractionSettings) -> WindowTransform | Sc
     window = settings.window // settings.prebin
     if settings.exact_scale:
         return ScaledWindowTransform(window, box, settings.binning, circle_precrop=precrop)
-    return WindowTransform(
-        (window, window),
-        box,
-        circle_precrop=precrop,
-        cut_before=settings.prebin > 1,
-    )
+    return WindowTransform(window, box, circle_precrop=precrop, cut_before=settings.prebin > 1)

@@ -48,12 +48,6 @@ class FrameTables:
     last_x: NDArray[np.int32]
     noise: NDArray[np.float32] | None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tables."""
-        noise = 0 if self.noise is None else self.noise.nbytes
-        return self.gain.nbytes + self.last_x.nbytes + noise
-
 
 def make_frame_tables(
     *,

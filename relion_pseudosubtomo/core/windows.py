@@ -21,8 +21,8 @@ class WindowTransform:
 
     Parameters
     ----------
-    window_yx : tuple of int
-        Height and width of the window: (s0, s0) for a particle.
+    window : int
+        s0, pixels along each side.
     box : int
         s, binned pixels along x.
     circle_precrop : bool
@@ -32,10 +32,10 @@ class WindowTransform:
 
     Attributes
     ----------
-    rows : ndarray, shape (n_rows, width), float32
+    rows : ndarray, shape (n_rows, s0), float32
         Pixels of a block of rows.
     parts, parts_fs : ndarray, shape (n_rows, n_parts, length), complex64
-        The same memory where the width is even, dealt out to parts, and their transforms.
+        The same memory where s0 is even, dealt out to parts, and their transforms.
     factors : ndarray, shape (n_parts, 4, s/2 + 1, 2), float32
         What joins the parts (`join_factors`).
     gathered : ndarray, shape (s/2 + 1, s0), complex64
@@ -48,36 +48,29 @@ class WindowTransform:
 
     def __init__(
         self,
-        window_yx: tuple[int, int],
+        window: int,
         box: int,
         *,
         circle_precrop: bool = False,
         cut_before: bool = False,
     ) -> None:
-        height, width = window_yx
         half = box // 2 + 1
-        n_parts, length = split_row(width, width if cut_before else box)
-        n_blocks = 1 if cut_before else max(1, -(-4 * height * width // BLOCK_BYTES))
-        block = -(-height // n_blocks)
+        n_parts, length = split_row(window, window if cut_before else box)
+        n_blocks = 1 if cut_before else max(1, -(-4 * window * window // BLOCK_BYTES))
+        block = -(-window // n_blocks)
         self.parts = scratch.zeros((block, n_parts, length), np.complex64)
         self.parts_fs = scratch.zeros(self.parts.shape, np.complex64)
         self.row_plan = fft.plan_forward(self.parts, self.parts_fs)
-        self.factors = join_factors(width, half, n_parts)
-        self._is_odd = width % 2 == 1
+        self.factors = join_factors(window, half, n_parts)
+        self._is_odd = window % 2 == 1
         if self._is_odd:
-            self.rows = scratch.zeros((block, width), np.float32)
+            self.rows = scratch.zeros((block, window), np.float32)
         else:
-            self.rows = self.parts.view(np.float32).reshape(block, width)
-        self.gathered = fft.padded_columns(half, height)
-        self.columns: NDArray[np.complex64] = scratch.zeros((half, height), np.complex64)
+            self.rows = self.parts.view(np.float32).reshape(block, window)
+        self.gathered = fft.padded_columns(half, window)
+        self.columns: NDArray[np.complex64] = scratch.zeros((half, window), np.complex64)
         self.column_plan = fft.plan_forward(self.gathered, self.columns)
-        self._whole = scratch.zeros(window_yx, np.float32) if circle_precrop else None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the scratch arrays."""
-        whole = 0 if self._whole is None else self._whole.nbytes
-        return 2 * self.parts.nbytes + 2 * self.columns.nbytes + whole
+        self._whole = scratch.zeros((window, window), np.float32) if circle_precrop else None
 
     def transform(
         self, image_bytes: NDArray[np.uint8], mode: int, corner: NDArray[np.int64]

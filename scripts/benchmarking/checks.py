@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from .configurations import (
     CONFIGURATIONS,
-    ONE_THREAD,
     TWO_RANKS,
     TWO_THREADS,
     TWO_THREADS_WRITTEN,
@@ -87,12 +86,11 @@ def _check_floor(session: Session) -> Iterator[Check]:
 
 def _check_efficiency(session: Session) -> Iterator[Check]:
     for name in CONFIGURATIONS:
-        one = session.slope(name, ONE_THREAD.name)
         for way in (TWO_THREADS, TWO_RANKS):
-            two = session.slope(name, way.name)
-            if one is not None and two is not None:
+            value = session.efficiency(name, way)
+            if value is not None:
                 text = f"{name}: efficiency of {way.name}"
-                yield Check(text, one.wall / (2 * two.wall), EFFICIENCY_LIMIT, at_least=True)
+                yield Check(text, value, EFFICIENCY_LIMIT, at_least=True)
 
 
 def _check_start(session: Session) -> Iterator[Check]:

@@ -110,21 +110,38 @@ class Way:
         Threads are those of each rank.
     writing : bool
         Whether particles are written.
+    tomograms : int
+        That the particles are divided between.
     """
 
     threads: int
     ranks: int = 1
     writing: bool = False
+    tomograms: int = 1
 
     @property
     def name(self) -> str:
         """As in the tables."""
         workers = f"{self.ranks} ranks" if self.ranks > 1 else f"{self.threads} threads"
         if self.threads == self.ranks == 1:
-            workers = "1 thread"
+            workers = "1 thread" if self.tomograms == 1 else f"1 thread, {self.tomograms} tomograms"
         return workers + WRITTEN if self.writing else workers
 
+    @property
+    def alone(self) -> Way:
+        """The same job on one thread."""
+        return Way(1, writing=self.writing, tomograms=self.tomograms)
 
-ONE_THREAD, TWO_THREADS, TWO_RANKS = Way(1), Way(2), Way(1, ranks=2)
+
+ONE_THREAD, TWO_THREADS = Way(1), Way(2)
+#: A tomogram a rank: few particles of a single one would all go to the same rank.
+TWO_RANKS = Way(1, ranks=2, tomograms=2)
 ONE_THREAD_WRITTEN, TWO_THREADS_WRITTEN = Way(1, writing=True), Way(2, writing=True)
-WAYS = (ONE_THREAD, TWO_THREADS, TWO_RANKS, ONE_THREAD_WRITTEN, TWO_THREADS_WRITTEN)
+WAYS = (
+    ONE_THREAD,
+    TWO_THREADS,
+    TWO_RANKS.alone,
+    TWO_RANKS,
+    ONE_THREAD_WRITTEN,
+    TWO_THREADS_WRITTEN,
+)

@@ -121,19 +121,11 @@ def list_slopes(session: Session) -> list[tuple[str, str]]:
     ]
 
 
-def efficiency(session: Session, section: str, way: str) -> float | None:
-    """Return the wall of one thread over twice that of two, without writing."""
-    one, two = session.slope(section, ONE_THREAD.name), session.slope(section, way)
-    if one is None or two is None:
-        return None
-    return one.wall / (2 * two.wall)
-
-
 def _efficiency_text(session: Session, section: str, way: str) -> str:
     named = {each.name: each for each in WAYS}
-    if way not in named or named[way].writing or named[way] == ONE_THREAD:
+    if way not in named or named[way].writing or named[way] == named[way].alone:
         return NONE
-    value = efficiency(session, section, way)
+    value = session.efficiency(section, named[way])
     return NONE if value is None else f"{value:.3f}"
 
 

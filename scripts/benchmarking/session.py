@@ -169,6 +169,11 @@ class Session:
             many.rss,
         )
 
+    def efficiency(self, section: str, way: Way) -> float | None:
+        """Return the wall of one thread over twice that of two, for a particle of the same job."""
+        one, two = self.slope(section, way.alone.name), self.slope(section, way.name)
+        return None if one is None or two is None else one.wall / (2 * two.wall)
+
     # What is measured
 
     def add_configuration(self, configuration: Configuration, ways: Sequence[Way]) -> None:
@@ -177,8 +182,7 @@ class Session:
         for n in self.settings.particles_of(configuration):
             self.note_picks(configuration, project.make_picks(configuration, n))
             for way in ways:
-                # a tomogram a rank: few particles of a single one would all go to the same rank
-                self.add_job(configuration, way, project, max(1, n // way.ranks), way.ranks)
+                self.add_job(configuration, way, project, max(1, n // way.tomograms), way.tomograms)
 
     def note_picks(self, configuration: Configuration, picks: Picks) -> None:
         """Say what the particles of a configuration look like."""

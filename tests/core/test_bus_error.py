@@ -19,7 +19,7 @@ def test_a_truncated_mapped_image_is_an_error(tmp_path: Path) -> None:
     image = np.memmap(path, np.float32, "r", shape=(2048, 2048)).view(np.ndarray).view(np.uint8)
     rows, top = np.empty((8, 64), np.float32), np.zeros(2, np.int64)
     taps, binned = np.full(5, 0.2, np.float32), np.ones((1024, 1024), np.float32)
-    window, transform = np.empty((16, 16), np.float32), WindowTransform((64, 64), 16)
+    window, transform = np.empty((16, 16), np.float32), WindowTransform(64, 16)
     with open(path, "r+b") as file:
         file.truncate(1 << 20)
     for _ in range(2):

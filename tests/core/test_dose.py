@@ -97,4 +97,3 @@ def test_only_used_frames_get_tables() -> None:
     np.testing.assert_array_equal(tables.ctf_phase, ctf_phase)
     assert tables.defocus_to_turns == -0.01
     assert tables.noise is None
-    assert tables.nbytes == tables.gain.nbytes + tables.last_x.nbytes
