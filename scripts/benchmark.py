@@ -23,6 +23,7 @@ from benchmarking.data import Size, default_directory
 from benchmarking.machine import describe_machine
 from benchmarking.processes import BenchmarkError
 from benchmarking.report import write_results
+from benchmarking.scaling import Scaling
 from benchmarking.session import Session, Settings
 
 SECTIONS = {
@@ -41,9 +42,10 @@ SECTIONS = {
     "star": "200,000 particles, 20,000 trajectories",
     "check": "check of 1,000 tomograms and 200,000 particles, verify of 10,000 particles",
     "hdf5": "containers against MRC files: written, and 1,000 random particles read",
+    "scaling": "efficiency of 2 threads and 2 ranks, by single particles; only if asked for",
     "headline": "the tutorial's first extraction, and the older manual's; only if asked for",
 }
-ONLY_ON_DEMAND = {"headline"}
+ONLY_ON_DEMAND = {"headline", "scaling"}
 #: Sections whose figures are compared with those of another.
 NEEDS = {"C": "A", "G": "A", "P": "A", "V": "A", "zarr": "B"}
 
@@ -61,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     size = Size()
     add = parser.add_argument
-    add("sections", nargs="*", metavar="SECTION", help="what to measure (all but headline)")
+    add("sections", nargs="*", metavar="SECTION", help="(all that need not be asked for)")
     add("--data", type=Path, default=default_directory(), help="where data are made and kept")
     add("--out", type=Path, help="where results are written for a while (beside the data)")
     add("--results", type=Path, default=Path("benchmark_results"), help="where the tables go")
@@ -130,8 +132,12 @@ def measure(session: Session, chosen: set[str], versus: str | None, shrink: int)
         checked.add_checks(session, shrink)
     if "hdf5" in chosen:
         containers.add_writing(session)
+    scaling = Scaling(session)
+    if "scaling" in chosen:
+        scaling.add()
     session.run()
-    checks = check_all(session)
+    checks = check_all(session) + scaling.check()
+    session.tables += scaling.lines()
     if "hdf5" in chosen:
         checks += containers.check_writing(session)
         checks += containers.compare_reading(session, shrink)

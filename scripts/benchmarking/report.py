@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +22,6 @@ def write_results(
     session: Session,
     machine: dict[str, str],
     checks: Sequence[Check],
-    tables: Iterable[str] = (),
 ) -> str:
     """Write benchmark.md, benchmark.json and benchmark.png; return the Markdown.
 
@@ -36,8 +35,6 @@ def write_results(
         From `machine.describe_machine`.
     checks : sequence of Check
         What is required, and what was found.
-    tables : iterable of str
-        Further lines of Markdown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     has_plot = write_plot(folder / "benchmark.png", session)
@@ -50,7 +47,7 @@ def write_results(
             *slope_lines(session),
             *(["![CPU a particle against the floor](benchmark.png)", ""] if has_plot else []),
             *run_lines(session),
-            *tables,
+            *session.tables,
             *(f"- {note}" for note in session.notes),
             "",
         ]

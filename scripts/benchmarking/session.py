@@ -86,6 +86,8 @@ class Session:
         Of runs that wrote.
     notes : list of str
         What was skipped and why, and facts of the data.
+    tables : list of str
+        Lines of further tables, as Markdown.
     failed : bool
         Whether a measurement failed; a note says which.
     """
@@ -94,6 +96,7 @@ class Session:
     runs: dict[Key, list[Usage]] = field(default_factory=dict)
     bytes_written: dict[Key, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
     failed: bool = False
     _waiting: dict[Key, Callable[[], Usage]] = field(default_factory=dict)
     _projects: dict[str, Project] = field(default_factory=dict)
@@ -200,8 +203,31 @@ class Session:
         n_particles: int,
         n_tomograms: int = 1,
         section: str | None = None,
+        *,
+        program: Sequence[str] = PROGRAM,
+        on_done: Callable[[Path], None] | None = None,
     ) -> Key:
-        """Let one job of the program wait, with so many particles in each tomogram."""
+        """Let one job of the program wait.
+
+        Parameters
+        ----------
+        configuration : Configuration
+        way : Way
+        project : Project
+        n_particles : int
+            In each tomogram.
+        n_tomograms : int
+        section : str, optional
+            Its name in the tables, if not that of the configuration.
+        program : sequence of str
+            What is started.
+        on_done : callable, optional
+            Called with the folder of the output directory before that is removed.
+
+        Returns
+        -------
+        Key
+        """
         key = Key(section or configuration.name, way.name, n_particles * n_tomograms)
         launcher = launcher_words(way.ranks)
         if launcher is None:
@@ -216,10 +242,12 @@ class Session:
 
         def measure() -> Usage:
             with tempfile.TemporaryDirectory(dir=self.settings.out) as out:
-                command = [*launcher, *PROGRAM, *words, "--o", f"{out}/job/"]
+                command = [*launcher, *program, *words, "--o", f"{out}/job/"]
                 project.fill_page_cache(n_tomograms)
                 usage, _ = run_command(command, project.directory, environment)
                 self.bytes_written[key] = _image_bytes(Path(out))
+                if on_done is not None:
+                    on_done(Path(out))
             return usage
 
         self.add(key, measure)
