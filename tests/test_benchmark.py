@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from relion_pseudosubtomo.io.mrc import read_header, read_volume
@@ -27,6 +29,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import benchmarking.configurations
     import benchmarking.data
+    import benchmarking.scaling
 
     return benchmarking
 
@@ -127,6 +130,61 @@ def test_containers_are_compared(tmp_path: Path) -> None:
         assert text in printed
     assert "cold" not in printed
     assert not list((tmp_path / "data" / "out").iterdir())
+
+
+def test_laps_of_all_particles(parts: ModuleType, tmp_path: Path) -> None:
+    """Every particle is timed once, and the laps of a thread follow one another."""
+    job = parts.configurations.CONFIGURATIONS["D"]
+    project = parts.data.Project(tmp_path, parts.data.Size(IMAGE_SIZE, N_TILTS, THICKNESS))
+    tomograms, picks = project.make_tomograms(2), project.make_picks(job, 8, 2)
+    out = tmp_path / "out"
+    out.mkdir()
+    words = ["--p", picks.path, "--t", tomograms, *job.options(), "--j", "2", "--no_writing"]
+    command = [sys.executable, str(SCRIPTS / "benchmarking" / "particle_clock.py"), *words]
+    subprocess.run([*command, "--o", f"{out}/job/"], cwd=project.directory, check=True, timeout=240)
+    (file,) = out.glob(parts.scaling.LAPS)
+    laps = pd.DataFrame(np.load(file), columns=parts.scaling.COLUMNS)
+    assert sorted(zip(laps.task, laps.particle, strict=True)) == [
+        (task, particle) for task in range(2) for particle in range(8)
+    ]
+    for _, each in laps.groupby(["worker", "task"]):
+        np.testing.assert_array_equal(each.wall_from[1:], each.wall_to[:-1])
+        assert (each.wall_to > each.wall_from).all()
+        assert (each.cpu_to > each.cpu_from).all()
+
+
+def make_laps(
+    columns: tuple[str, ...], worker: int, times: list[tuple[float, float]]
+) -> pd.DataFrame:
+    """Return laps of one thread that begin at 0; times are those of the clock, of the processor."""
+    wall, cpu = np.cumsum([(0.0, 0.0), *times], axis=0).T
+    n = len(times)
+    columns_of = (np.full(n, worker), np.zeros(n), np.arange(n), wall[:-1], cpu[:-1], wall[1:])
+    return pd.DataFrame(dict(zip(columns, (*columns_of, cpu[1:]), strict=True)))
+
+
+def test_efficiency_of_known_times(parts: ModuleType) -> None:
+    """The fastest run of each particle counts, and what the threads waited in all of them."""
+    make = functools.partial(make_laps, parts.scaling.COLUMNS)
+    alone = [make(1, [(1, 1), (1, 1), (2, 2)]), make(1, [(1, 1), (3, 3), (1, 1)])]
+    together = [make(1, [(2, 2), (2.5, 2), (2.5, 2)]), make(1, [(2.5, 2), (1.25, 1), (1.25, 1)])]
+    found = parts.scaling.Comparison(pd.concat(alone), pd.concat(together))
+    assert found.n_particles == 3
+    running = (10 / 12) / 1
+    assert found.waiting == pytest.approx(1 - running)
+    assert found.fastest == pytest.approx(running * 3 / 4)
+    assert found.mean == pytest.approx(running * 4.5 / 5)
+
+
+def test_laps_while_all_work(parts: ModuleType) -> None:
+    """Neither a first particle counts nor one for which another thread had none left."""
+    make = functools.partial(make_laps, parts.scaling.COLUMNS)
+    first, second = make(1, [(1, 1)] * 6), make(2, [(2, 2), (2, 2)])
+    laps = pd.concat([first, second])
+    kept = parts.scaling.while_all_work(laps, 2)[["worker", "particle"]]
+    assert kept.to_numpy().tolist() == [[1, 1], [1, 2], [1, 3], [2, 1]]
+    kept = parts.scaling.while_all_work(first, 1)
+    assert kept.particle.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_unknown_section(tmp_path: Path) -> None:

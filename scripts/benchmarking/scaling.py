@@ -33,6 +33,9 @@ JOBS = ("A", "B", "D", "E")
 CONTROL = "rounds of SHA-256"
 CONTROL_ROUNDS, N_CONTROL = 80_000, 50
 
+#: Part of a particle's time in which the others have to be busy: all but their bookkeeping.
+ALL_BUSY = 0.98
+
 
 class Scaling:
     """The laps of all runs; see `particle_clock`.
@@ -68,7 +71,7 @@ class Scaling:
             self._session.add(key, functools.partial(self._run_control, way))
 
     def _keep(self, name: str, way: Way, laps: pd.DataFrame) -> None:
-        self._laps.setdefault((name, way), []).append(while_all_work(laps))
+        self._laps.setdefault((name, way), []).append(while_all_work(laps, way.ranks * way.threads))
 
     def _read(self, name: str, way: Way, folder: Path) -> None:
         rows = np.concatenate([np.load(path) for path in folder.glob(LAPS)])
@@ -162,14 +165,18 @@ def _running(laps: pd.DataFrame) -> float:
     return float((laps.cpu_to - laps.cpu_from).sum() / (laps.wall_to - laps.wall_from).sum())
 
 
-def while_all_work(laps: pd.DataFrame) -> pd.DataFrame:
-    """Return the laps during which all workers were busy, the first of each left out.
+def while_all_work(laps: pd.DataFrame, n_workers: int) -> pd.DataFrame:
+    """Return the laps during which so many workers were busy all the time.
 
-    A worker's first particle pays for its plans and scratch arrays.
+    The first of each worker is left out: it may pay for plans and scratch arrays. A tomogram may be
+    done in several tasks, each with threads of its own.
     """
-    workers = laps.groupby("worker")
-    begin, end = workers.wall_to.min().max(), workers.wall_to.max().min()
-    return laps[(laps.wall_from >= begin) & (laps.wall_to <= end)]
+    start, end, worker = (laps[name].to_numpy() for name in ("wall_from", "wall_to", "worker"))
+    shared = np.minimum(end[:, None], end) - np.maximum(start[:, None], start)
+    others = worker[:, None] != worker
+    busy = np.where(others, shared.clip(0), 0).sum(axis=1) / (end - start)
+    is_first = laps.groupby("worker").wall_from.transform("min") == laps.wall_from
+    return laps[(busy >= ALL_BUSY * (n_workers - 1)) & ~is_first]
 
 
 def _ways() -> list[Way]:
