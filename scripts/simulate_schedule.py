@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import pickle
 import random
 import statistics
@@ -30,7 +31,12 @@ import numpy as np
 from relion_pseudosubtomo.estimate import task_seconds
 from relion_pseudosubtomo.model import OpticsGroups, ParticleSet, Task
 from relion_pseudosubtomo.options import JobOptions
-from relion_pseudosubtomo.parallel.coordinate import LOOK_INTERVAL, News, coordinate
+from relion_pseudosubtomo.parallel.coordinate import (
+    ANSWER_INTERVAL,
+    LOOK_INTERVAL,
+    News,
+    coordinate,
+)
 from relion_pseudosubtomo.parallel.runner import Control
 from relion_pseudosubtomo.parallel.schedule import Scheduler, TaskCost
 from relion_pseudosubtomo.parallel.work import Outcome, Piece
@@ -180,6 +186,7 @@ class SimulatedRanks:
 
     def __init__(self, real: Sequence[TaskCost], n_ranks: int, rank_0: Stopwatch) -> None:
         self.ranks = set(range(1, n_ranks))
+        self.patience = ANSWER_INTERVAL
         self.control = Control()
         self.busy_seconds = 0.0
         self.last_end = 0.0
@@ -189,6 +196,7 @@ class SimulatedRanks:
         self._rank_0 = rank_0
         self._now = 0.0
         self._ends: list[tuple[float, int]] = []
+        self._own_end = math.inf
         self._pieces: dict[int, deque[Piece]] = defaultdict(deque)
         self._loaded: dict[int, deque[int]] = defaultdict(lambda: deque(maxlen=N_KEPT_LOADED))
         self._outcomes: dict[int, list[Outcome]] = defaultdict(list)
@@ -219,14 +227,20 @@ class SimulatedRanks:
             self._loaded[rank].append(piece.task)
             seconds += cost.start
         heapq.heappush(self._ends, (now + seconds, rank))
+        if rank == 0:
+            self._own_end = now + seconds
 
     def take_outcomes(self, timeout: float) -> list[Outcome]:
         """Let time pass until some rank is done with a piece; return what rank 0 has done."""
         self._rank_0.stop()
         if self._ends:
-            self._now = max(self._now, self._ends[0][0]) + timeout
+            # what rank 0 has done wakes it up
+            wake = min(self._ends[0][0] + timeout, self._own_end)
+            self._now = max(self._now, wake)
         while self._ends and self._ends[0][0] <= self._now:
             self.last_end, rank = heapq.heappop(self._ends)
+            if rank == 0:
+                self._own_end = math.inf
             self._outcomes[rank].append(Outcome(self._pieces[rank].popleft()))
             if self._pieces[rank]:
                 self._begin(rank, self.last_end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,8 +11,18 @@ from relion_pseudosubtomo.parallel.runner import Runner
 from relion_pseudosubtomo.parallel.schedule import Scheduler
 from relion_pseudosubtomo.parallel.work import Outcome, Piece
 
-#: Seconds between two looks for messages.
+#: Seconds between two looks for messages by a rank that has nothing to do, or much to send.
 LOOK_INTERVAL = 0.005
+
+#: Seconds between two looks by a process whose threads are at work: each takes a core from them for
+#: a quarter of a millisecond. A piece that they finish is seen at once all the same.
+BUSY_INTERVAL = 0.05
+
+#: Seconds that another rank may wait for rank 0's answer; mostly it holds its next piece already.
+ANSWER_INTERVAL = 0.02
+
+#: Seconds between two reports of progress from a rank.
+REPORT_INTERVAL = 0.5
 
 
 @dataclass
@@ -51,6 +62,11 @@ class Others(Protocol):
 
     ranks: set[int]
 
+    @property
+    def patience(self) -> float:
+        """Seconds that rank 0 may leave them alone."""
+        ...
+
     def send(self, rank: int, piece: Piece, description: Any) -> None:
         """Give a rank a piece."""
         ...
@@ -66,6 +82,8 @@ class Others(Protocol):
 
 class NoOthers:
     """One process."""
+
+    patience = BUSY_INTERVAL
 
     def __init__(self) -> None:
         self.ranks: set[int] = set()
@@ -109,6 +127,7 @@ def coordinate(
     """
     held = dict.fromkeys([0, *others.ranks], 0)
     stopping = False
+    last_report = time.monotonic()
     while True:
         if not stopping and stop():
             stopping = True
@@ -118,10 +137,14 @@ def coordinate(
             _hand_out(scheduler, runner, others, describe, held)
         if not any(held.values()) and (stopping or not scheduler.has_waiting):
             return
-        own = runner.take_outcomes(LOOK_INTERVAL)
-        count = runner.control.take_count()
-        news = [News(0, own, count, memory(), runner.busy_seconds)] if own or count else []
-        for item in [*news, *others.take_news()]:
+        own = runner.take_outcomes(others.patience)
+        news = others.take_news()
+        now = time.monotonic()
+        if own or now - last_report > REPORT_INTERVAL:
+            last_report = now
+            count = runner.control.take_count()
+            news.insert(0, News(0, own, count, memory(), runner.busy_seconds))
+        for item in news:
             if item.rank not in held:
                 continue  # sent before the rank died; others do its pieces again
             if item.lost:

@@ -18,16 +18,20 @@ from typing import Any
 
 from mpi4py import MPI
 
-from relion_pseudosubtomo.parallel.coordinate import LOOK_INTERVAL, News
+from relion_pseudosubtomo.parallel.coordinate import (
+    ANSWER_INTERVAL,
+    BUSY_INTERVAL,
+    LOOK_INTERVAL,
+    REPORT_INTERVAL,
+    News,
+)
 from relion_pseudosubtomo.parallel.runner import Runner
 from relion_pseudosubtomo.parallel.work import Piece
 from relion_pseudosubtomo.parallel.world import LocalPool, MakeWork, Pool, private_memory
 
 _ORDER, _NEWS, _HELLO, _SHARED = 1, 2, 3, 4
 
-#: Seconds between two reports of progress from a rank; more where there are many ranks, so that
-#: rank 0 gets at most 200 a second.
-REPORT_INTERVAL = 0.5
+#: Reports are rarer where there are many ranks, so that rank 0 gets at most 200 a second.
 REPORT_INTERVAL_PER_RANK = 0.005
 
 #: Seconds a launcher gets to pass on what a rank printed before it kills all of them.
@@ -119,6 +123,11 @@ class _Others:
         self.ranks = set(range(1, comm.Get_size()))
         self.lost: set[int] = set()
         self._cores = {0: _own_cores()}
+
+    @property
+    def patience(self) -> float:
+        """Seconds that rank 0 may leave them alone; what is being sent makes way at its looks."""
+        return LOOK_INTERVAL if self._sent else ANSWER_INTERVAL
 
     def await_cores(self) -> None:
         """Wait until every rank that lives has said where it runs.
@@ -275,7 +284,8 @@ class _Servant:
         if self._runner is None:
             time.sleep(LOOK_INTERVAL)
             return
-        outcomes = self._runner.take_outcomes(LOOK_INTERVAL)
+        is_urgent = self._sent or not self._runner.n_held
+        outcomes = self._runner.take_outcomes(LOOK_INTERVAL if is_urgent else BUSY_INTERVAL)
         stopping = self._stop() and not self._said_stopping
         if stopping:
             self._said_stopping = True

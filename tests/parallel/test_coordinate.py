@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.parallel.coordinate import News, NoOthers, Others, coordinate
+from relion_pseudosubtomo.parallel.coordinate import (
+    LOOK_INTERVAL,
+    News,
+    NoOthers,
+    Others,
+    coordinate,
+)
 from relion_pseudosubtomo.parallel.runner import Control, Runner
 from relion_pseudosubtomo.parallel.schedule import Scheduler, TaskCost
 from relion_pseudosubtomo.parallel.work import Outcome, Piece
@@ -95,6 +101,7 @@ class FakeRanks:
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.ranks = set(range(1, n_others + 1))
+        self.patience = LOOK_INTERVAL
         self.n_begun = dict.fromkeys(self.ranks, 0)
         self.most_held = 0
         self.stopped = False
