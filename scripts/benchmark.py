@@ -59,11 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="sections:\n" + "\n".join(f"  {name:10} {text}" for name, text in SECTIONS.items()),
+        epilog="sections (all but scaling and headline where none is named):\n"
+        + "\n".join(f"  {name:10} {text}" for name, text in SECTIONS.items()),
     )
     size = Size()
     add = parser.add_argument
-    add("sections", nargs="*", metavar="SECTION", help="(all that need not be asked for)")
+    add("sections", nargs="*", metavar="SECTION", help="what to measure: see below")
     add("--data", type=Path, default=default_directory(), help="where data are made and kept")
     add("--out", type=Path, help="where results are written for a while (beside the data)")
     add("--results", type=Path, default=Path("benchmark_results"), help="where the tables go")

@@ -224,6 +224,28 @@ def test_rank_0_reports_like_the_others() -> None:
     assert {outcome.result for item in news for outcome in item.outcomes} == {"by rank 0"}
 
 
+def test_progress_is_told_while_a_piece_is_done() -> None:
+    """The items of a piece that goes on are reported before its outcome."""
+    told = threading.Event()
+
+    class LongWork(FakeWork):
+        def do(self, description: Any, control: Control) -> tuple[int, Any]:
+            done = super().do(description, control)
+            assert told.wait(PATIENCE), "nothing was reported"
+            return done
+
+    def look(news: list[News]) -> bool:
+        if news:
+            told.set()
+        return False
+
+    work = LongWork()
+    work.may_go_on.set()
+    news = run(make_costs(5), NoOthers(), work, stop=look)
+    assert [(item.n_items, len(item.outcomes)) for item in news] == [(5, 0), (0, 1)]
+    assert not news[-1].outcomes[0].error
+
+
 def test_nothing_to_do() -> None:
     """The loop ends at once, with idle ranks too."""
     assert run([], FakeRanks(3)) == []
