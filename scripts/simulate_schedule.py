@@ -33,6 +33,8 @@ from relion_pseudosubtomo.model import OpticsGroups, ParticleSet, Task
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.parallel.coordinate import (
     ANSWER_INTERVAL,
+    ASK_AHEAD,
+    BUSY_INTERVAL,
     LOOK_INTERVAL,
     News,
     coordinate,
@@ -195,7 +197,8 @@ class SimulatedRanks:
         self._real = real
         self._rank_0 = rank_0
         self._now = 0.0
-        self._ends: list[tuple[float, int]] = []
+        self._events: list[tuple[float, int, Piece | None]] = []  # without a piece: its end
+        self._asking: set[int] = set()
         self._own_end = math.inf
         self._pieces: dict[int, deque[Piece]] = defaultdict(deque)
         self._loaded: dict[int, deque[int]] = defaultdict(lambda: deque(maxlen=N_KEPT_LOADED))
@@ -210,6 +213,10 @@ class SimulatedRanks:
         pickle.dumps(("piece", (piece, description)), pickle.HIGHEST_PROTOCOL)
         self.n_messages += 1
         self._give(rank, piece, LOOK_INTERVAL)
+
+    def wants_next(self, seconds: float) -> bool:
+        """Return whether rank 0 will be done with its last piece within so many seconds."""
+        return len(self._pieces[0]) == 1 and self._own_end - self._now <= seconds
 
     def _give(self, rank: int, piece: Piece, delay: float) -> None:
         self._rank_0.stop()
@@ -226,32 +233,44 @@ class SimulatedRanks:
         if piece.task not in self._loaded[rank]:
             self._loaded[rank].append(piece.task)
             seconds += cost.start
-        heapq.heappush(self._ends, (now + seconds, rank))
+        end = now + seconds
+        heapq.heappush(self._events, (end, rank, None))
         if rank == 0:
-            self._own_end = now + seconds
+            self._own_end = end
+        elif seconds > ASK_AHEAD:  # as late as a look for messages makes it
+            heapq.heappush(self._events, (end - ASK_AHEAD + BUSY_INTERVAL, rank, piece))
 
     def take_outcomes(self, timeout: float) -> list[Outcome]:
         """Let time pass until some rank is done with a piece; return what rank 0 has done."""
         self._rank_0.stop()
-        if self._ends:
+        if self._events:
             # what rank 0 has done wakes it up
-            wake = min(self._ends[0][0] + timeout, self._own_end)
+            wake = min(self._events[0][0] + timeout, self._own_end)
             self._now = max(self._now, wake)
-        while self._ends and self._ends[0][0] <= self._now:
-            self.last_end, rank = heapq.heappop(self._ends)
-            if rank == 0:
-                self._own_end = math.inf
-            self._outcomes[rank].append(Outcome(self._pieces[rank].popleft()))
-            if self._pieces[rank]:
-                self._begin(rank, self.last_end)
+        while self._events and self._events[0][0] <= self._now:
+            now, rank, asks_during = heapq.heappop(self._events)
+            if asks_during is None:
+                self._finish(rank, now)
+            elif list(self._pieces[rank]) == [asks_during]:
+                self._asking.add(rank)
         own = self._outcomes.pop(0, [])
         self._rank_0.start()
         return own
+
+    def _finish(self, rank: int, now: float) -> None:
+        self.last_end = now
+        if rank == 0:
+            self._own_end = math.inf
+        self._outcomes[rank].append(Outcome(self._pieces[rank].popleft()))
+        if self._pieces[rank]:
+            self._begin(rank, now)
 
     def take_news(self) -> list[News]:
         """Return what the other ranks report."""
         self._rank_0.stop()
         news = [News(rank, outcomes) for rank, outcomes in self._outcomes.items()]
+        news += [News(rank, [], wants_next=True) for rank in self._asking - self._outcomes.keys()]
+        self._asking.clear()
         messages = [pickle.dumps(item, pickle.HIGHEST_PROTOCOL) for item in news]
         self.n_messages += len(messages)
         self._outcomes.clear()

@@ -21,6 +21,10 @@ BUSY_INTERVAL = 0.05
 #: Seconds that another rank may wait for rank 0's answer; mostly it holds its next piece already.
 ANSWER_INTERVAL = 0.02
 
+#: Seconds before the end of its last piece at which a rank asks for the next one: as long as the
+#: looks for messages on the way there and back take at most.
+ASK_AHEAD = 2 * BUSY_INTERVAL + ANSWER_INTERVAL
+
 #: Seconds between two reports of progress from a rank.
 REPORT_INTERVAL = 0.5
 
@@ -39,6 +43,8 @@ class News:
         Bytes.
     busy_seconds : float
         Time spent on pieces so far.
+    wants_next : bool
+        The rank will be done with what it holds within ASK_AHEAD.
     stopping : bool
         The rank was told to end by a signal.
     lost : bool
@@ -52,6 +58,7 @@ class News:
     n_items: int = 0
     private_memory: int = 0
     busy_seconds: float = 0.0
+    wants_next: bool = False
     stopping: bool = False
     lost: bool = False
     lost_pieces: list[Piece] = field(default_factory=list)
@@ -126,6 +133,7 @@ def coordinate(
         Returns this rank's private memory in bytes.
     """
     held = dict.fromkeys([0, *others.ranks], 0)
+    asking: set[int] = set()
     stopping = False
     last_report = time.monotonic()
     while True:
@@ -134,7 +142,9 @@ def coordinate(
             runner.control.stop()
             others.stop()
         if not stopping:
-            _hand_out(scheduler, runner, others, describe, held)
+            if runner.wants_next(ASK_AHEAD):
+                asking.add(0)
+            _hand_out(scheduler, runner, others, describe, held, asking)
         if not any(held.values()) and (stopping or not scheduler.has_waiting):
             return
         own = runner.take_outcomes(others.patience)
@@ -150,6 +160,8 @@ def coordinate(
             if item.lost:
                 item.lost_pieces = scheduler.lose_rank(item.rank)
                 held.pop(item.rank, None)
+            if item.wants_next:
+                asking.add(item.rank)
             for outcome in item.outcomes:
                 scheduler.finish(item.rank, outcome.piece)
                 held[item.rank] -= 1
@@ -164,16 +176,20 @@ def _hand_out(
     others: Others,
     describe: Callable[[Piece], Any],
     held: dict[int, int],
+    asking: set[int],
 ) -> None:
-    """Give every rank a piece, then, while there is plenty, the next one ahead of time."""
+    """Give every rank a piece; then the next one to who asks, or to all while there is plenty."""
     for wanted in (1, 2):
         for rank in [rank for rank, n_held in held.items() if n_held < wanted]:
-            if not scheduler.has_waiting or (wanted == 2 and not scheduler.worth_holding_two()):
+            if not scheduler.has_waiting:
                 return
+            if wanted == 2 and rank not in asking and not scheduler.worth_holding_two():
+                continue
             piece = scheduler.next_piece(rank)
             if piece is None:
                 continue  # what is left is for another rank
             held[rank] += 1
+            asking.discard(rank)
             if rank == 0:
                 runner.submit(piece, describe(piece))
             else:

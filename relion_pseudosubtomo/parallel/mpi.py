@@ -20,6 +20,7 @@ from mpi4py import MPI
 
 from relion_pseudosubtomo.parallel.coordinate import (
     ANSWER_INTERVAL,
+    ASK_AHEAD,
     BUSY_INTERVAL,
     LOOK_INTERVAL,
     REPORT_INTERVAL,
@@ -136,7 +137,7 @@ class _Others:
         """
         while not self.ranks <= self._cores.keys():
             try:
-                message = self._comm.improbe(MPI.ANY_SOURCE, _HELLO)
+                message = _probe(self._comm, MPI.ANY_SOURCE, _HELLO)
                 if message is not None:
                     rank, cores = message.recv()
                     self._cores[rank] = cores
@@ -208,7 +209,7 @@ class _Others:
         news: list[News] = []
         while True:
             try:
-                message = self._comm.improbe(MPI.ANY_SOURCE, _NEWS)
+                message = _probe(self._comm, MPI.ANY_SOURCE, _NEWS)
                 if message is None:
                     return news
                 news.append(message.recv())
@@ -232,6 +233,15 @@ class _Others:
         return new
 
 
+def _probe(comm: MPI.Comm, source: int, tag: int) -> MPI.Message | None:
+    """Return a message that has come in, if there is one.
+
+    Open MPI looks among what it has taken in already and takes in more only then: what has just
+    come is found by a second call.
+    """
+    return comm.improbe(source, tag) or comm.improbe(source, tag)
+
+
 def _is_death(error: MPI.Exception) -> bool:
     deaths = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING")
     return error.Get_error_class() in [getattr(MPI, name) for name in deaths if hasattr(MPI, name)]
@@ -249,6 +259,7 @@ class _Servant:
         self._runner: Runner | None = None
         self._last_report = 0.0
         self._said_stopping = False
+        self._has_asked = False
         self._interval = max(REPORT_INTERVAL, REPORT_INTERVAL_PER_RANK * comm.Get_size())
 
     def serve(self) -> int:
@@ -265,7 +276,7 @@ class _Servant:
             self._sent = [request for request in self._sent if not request.Test()]
 
     def _take_order(self) -> tuple[str, Any] | None:
-        message = self._comm.improbe(0, _ORDER)
+        message = _probe(self._comm, 0, _ORDER)
         return None if message is None else message.recv()
 
     def _obey(self, kind: str, content: Any) -> None:
@@ -276,6 +287,7 @@ class _Servant:
             self._runner = Runner(self._make_work(pickle.loads(shared), n_sharing), self._rank)
         elif self._runner is not None and kind == "piece":
             self._runner.submit(*content)
+            self._has_asked = False
         elif self._runner is not None and kind == "stop":
             self._runner.control.stop()
 
@@ -290,15 +302,17 @@ class _Servant:
         if stopping:
             self._said_stopping = True
             self._runner.control.stop()
+        asks = not self._has_asked and self._runner.wants_next(ASK_AHEAD)
+        self._has_asked |= asks
         now = time.monotonic()
-        if not (outcomes or stopping or now - self._last_report > self._interval):
+        if not (outcomes or stopping or asks or now - self._last_report > self._interval):
             return
         self._last_report = now
         count = self._runner.control.take_count()
-        if not (outcomes or stopping or count):
+        if not (outcomes or stopping or asks or count):
             return
         busy = self._runner.busy_seconds
-        news = News(self._rank, outcomes, count, private_memory(), busy, stopping)
+        news = News(self._rank, outcomes, count, private_memory(), busy, asks, stopping)
         self._sent.append(self._comm.isend(news, 0, _NEWS))
 
     def _leave(self, status: int, some_are_dead: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import queue
 import threading
@@ -31,6 +32,9 @@ class Control:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._n_items = 0
+        self._n_left = 0
+        self._first_end: float | None = None
+        self._n_since_first = 0
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -41,10 +45,30 @@ class Control:
         """Return whether an end was asked for."""
         return self._stopped.is_set()
 
+    def begin_piece(self, n_items: int) -> None:
+        """Note that the items counted from now on are those of another piece."""
+        with self._lock:
+            self._n_left, self._n_since_first, self._first_end = n_items, 0, None
+
     def count_item(self) -> None:
         """Count one finished item."""
         with self._lock:
             self._n_items += 1
+            self._n_left -= 1
+            if self._first_end is None:
+                self._first_end = time.monotonic()  # what came before it was loading
+            else:
+                self._n_since_first += 1
+
+    def seconds_left(self) -> float:
+        """Return how long the items that are left of the present piece will take at its pace.
+
+        Infinite where there are none, or where the pace is not known yet.
+        """
+        with self._lock:
+            if self._first_end is None or not self._n_since_first or self._n_left <= 0:
+                return math.inf
+            return self._n_left * (time.monotonic() - self._first_end) / self._n_since_first
 
     def take_count(self) -> int:
         """Return the items finished since the last call."""
@@ -90,6 +114,10 @@ class Runner:
                 target=self._prefetch, args=(description,), name="prefetch", daemon=True
             ).start()
 
+    def wants_next(self, seconds: float) -> bool:
+        """Return whether the last piece in hand will be done within so many seconds."""
+        return self.n_held == 1 and self.control.seconds_left() <= seconds
+
     def close(self) -> None:
         """End the thread once its pieces are done."""
         self._waiting.put(None)
@@ -118,6 +146,7 @@ class Runner:
                 return
             piece, description = item
             started = time.perf_counter()
+            self.control.begin_piece(piece.stop - piece.start)
             if self.control.stopped():
                 outcome = Outcome(piece)
             else:

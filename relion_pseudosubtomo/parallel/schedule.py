@@ -6,13 +6,20 @@ Pure decisions: the same code runs under MPI, in one process, and under a simula
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from relion_pseudosubtomo.parallel.work import Piece
 
-#: A range costs at least this many times what it costs to start a task on another rank.
+#: A range that a rank must load a task for costs at least this many times what the loading costs.
 LEAST_WORK_PER_START = 2.0
+
+#: The same near the end, where less is left for one more rank: below it the rank stays idle.
+LEAST_HELP_PER_START = 0.5
+
+#: A range of a task that the rank has loaded already costs at least this many times a loading.
+LEAST_WORK_AT_HAND = 0.5
 
 #: The share of an equal part of what is left that a range of a task gets.
 GUIDED_SHARE = 0.5
@@ -65,6 +72,7 @@ class Scheduler:
         self._heap: list[tuple[float, int]] = []
         self._held: dict[int, list[Piece]] = {}
         self._last_task: dict[int, int] = {}
+        self._n_at_work: Counter[int] = Counter()
         self._dropped: set[int] = set()
         self._left = 0.0
         for task, cost in enumerate(costs):
@@ -96,11 +104,12 @@ class Scheduler:
         if task is None:
             return None
         start, stop = self._waiting[task][0]
-        size = self._size_of_piece(task, stop - start)
+        size = self._size_of_piece(rank, task, stop - start)
         before = self._cost_waiting(task)
         rest = self._waiting[task][1:]
         if start + size < stop:
             rest = [(start + size, stop), *rest]
+        self._assign(rank, task)
         if rest:
             self._waiting[task] = rest
             if self._split:  # else the rest is for this rank alone
@@ -110,7 +119,6 @@ class Scheduler:
         self._left += self._cost_waiting(task) - before
         piece = Piece(task, start, start + size)
         self._held.setdefault(rank, []).append(piece)
-        self._last_task[rank] = task
         return piece
 
     def _choose_task(self, rank: int) -> int | None:
@@ -124,23 +132,45 @@ class Scheduler:
         return task
 
     def _costliest(self) -> int | None:
-        """Return the costliest task on offer, which is then the first of the heap."""
+        """Return the costliest task that a rank may begin, which is then the first of the heap."""
         while self._heap:
             cost, task = self._heap[0]
-            if task in self._waiting and -cost == self._cost_waiting(task):
+            if task in self._waiting and -cost == self._cost_waiting(task) and self._helps(task):
                 return task
-            heapq.heappop(self._heap)  # an entry from before the task was cut
+            heapq.heappop(self._heap)  # from before the task was cut, or too little is left of it
         return None
 
-    def _size_of_piece(self, task: int, n_items: int) -> int:
+    def _helps(self, task: int) -> bool:
+        """Whether it is worth while that one more rank loads a task."""
+        least = LEAST_HELP_PER_START * self._costs[task].start
+        return not self._n_at_work[task] or self._fair_part(task) >= least
+
+    def _fair_part(self, task: int) -> float:
+        """Return what one more rank may take of a task, to end with those at work on it."""
+        return self._cost_waiting(task) / (self._n_at_work[task] + 1) - self._costs[task].start
+
+    def _size_of_piece(self, rank: int, task: int, n_items: int) -> int:
         """Return how many of the next items of a task a rank gets."""
+        if not self._split or self._n_ranks == 1:
+            return n_items
         cost = self._costs[task]
-        equal_part = self._left / self._n_ranks
-        wanted = max(GUIDED_SHARE * equal_part, LEAST_WORK_PER_START * cost.start)
-        enough = cost.item * n_items <= (1 + LEAST_REST) * wanted
-        if enough or not self._split or self._n_ranks == 1:
+        is_loaded = self._last_task.get(rank) == task
+        least = (LEAST_WORK_AT_HAND if is_loaded else LEAST_WORK_PER_START) * cost.start
+        wanted, rest = max(GUIDED_SHARE * self._left / self._n_ranks, least), LEAST_REST
+        if not is_loaded and self._n_at_work[task]:
+            wanted, rest = min(wanted, self._fair_part(task)), 0.0
+        if cost.item * n_items <= (1 + rest) * wanted:
             return n_items
         return max(1, round(wanted / cost.item))
+
+    def _assign(self, rank: int, task: int | None) -> None:
+        """Note which task a rank has loaded."""
+        last = self._last_task.pop(rank, None)
+        if last is not None:
+            self._n_at_work[last] -= 1
+        if task is not None:
+            self._last_task[rank] = task
+            self._n_at_work[task] += 1
 
     def finish(self, rank: int, piece: Piece) -> None:
         """Note that a rank is done with a piece, or has failed with it."""
@@ -152,7 +182,8 @@ class Scheduler:
         self._n_ranks = max(1, self._n_ranks - 1)
         for piece in pieces:
             self._put_back(piece.task, [(piece.start, piece.stop)])
-        last = self._last_task.pop(rank, None)
+        last = self._last_task.get(rank)
+        self._assign(rank, None)
         if last in self._waiting:
             self._offer(last)
         return pieces
@@ -176,6 +207,6 @@ class Scheduler:
     def worth_holding_two(self) -> bool:
         """Whether there is enough left that every rank may hold its next piece already."""
         task = self._costliest()
-        if task is None:
-            return False
+        if task is None or self._n_ranks == 1:
+            return task is not None
         return self._left / self._n_ranks >= PLENTY * self._cost_waiting(task)

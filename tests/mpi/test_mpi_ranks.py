@@ -35,6 +35,45 @@ def serial(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+AHEAD = """
+import sys, time
+from pathlib import Path
+from relion_pseudosubtomo.parallel.mpi import MpiWorld
+from relion_pseudosubtomo.parallel.schedule import TaskCost
+
+class Work:
+    def do(self, n_items, control):
+        for _ in range(n_items):
+            time.sleep(0.02)
+            control.count_item()
+        return n_items, None
+
+    def prefetch(self, n_items):
+        Path(f"ahead_on_{world.rank}").touch()
+
+def main(pool):
+    costs = [TaskCost(0.0, 0.02, ((0, 30),))] * 4  # too few to be handed out ahead without asking
+    news = pool.run(None, costs, lambda piece: piece.stop - piece.start, split=False,
+                    stop=lambda: False)
+    assert sum(outcome.n_done for item in news for outcome in item.outcomes) == 120
+    return 0
+
+world = MpiWorld()
+sys.exit(world.lead(main, lambda shared, n_sharing: Work(), lambda: False, lambda: None))
+"""
+
+
+def test_ranks_ask_for_their_next_piece_before_they_are_done(
+    tmp_path: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank holds its second piece while it does the first one."""
+    monkeypatch.chdir(tmp_path)
+    Path("ahead.py").write_text(AHEAD)
+    done = run([*launcher.command(2)[:-2], "ahead.py"], launcher.environment, limit=60)
+    assert done.returncode == 0, done.stdout
+    assert sorted(path.name for path in tmp_path.glob("ahead_on_*")) == ["ahead_on_0", "ahead_on_1"]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 5, 8])
 def test_any_number_of_ranks_and_threads(

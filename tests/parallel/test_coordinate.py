@@ -6,12 +6,15 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.parallel import runner as runner_module
 from relion_pseudosubtomo.parallel.coordinate import (
+    ASK_AHEAD,
     LOOK_INTERVAL,
     News,
     NoOthers,
@@ -38,15 +41,19 @@ class FakeWork:
         Tasks that raise an error.
     may_go_on : threading.Event
         Not set: pieces wait before their first item.
+    has_begun : threading.Event
+        Set by the first piece.
     """
 
     failing: set[int] = field(default_factory=set)
     may_go_on: threading.Event = field(default_factory=threading.Event)
+    has_begun: threading.Event = field(default_factory=threading.Event)
     prefetched: list[Piece] = field(default_factory=list)
 
     def do(self, description: Any, control: Control) -> tuple[int, Any]:
         """Count the items of a piece until a stop is asked for."""
         piece = described_piece(description)
+        self.has_begun.set()
         self.may_go_on.wait(PATIENCE)
         if piece.task in self.failing:
             raise InputError(f"task {piece.task} cannot be read")
@@ -90,6 +97,8 @@ class FakeRanks:
         What is found right after the news of a death, having been sent before.
     on_stop : callable
         Called when the ranks are asked to stop.
+    asks : bool
+        Whether every rank asks for its next piece before it does one.
     """
 
     def __init__(
@@ -99,6 +108,8 @@ class FakeRanks:
         dies_at: dict[int, int] | None = None,
         late: News | None = None,
         on_stop: Callable[[], None] = lambda: None,
+        *,
+        asks: bool = False,
     ) -> None:
         self.ranks = set(range(1, n_others + 1))
         self.patience = LOOK_INTERVAL
@@ -109,6 +120,8 @@ class FakeRanks:
         self._dies_at = dies_at or {}
         self._late = late
         self._on_stop = on_stop
+        self._asks = asks
+        self._asked: set[Piece] = set()
         self._held: dict[int, deque[Piece]] = {rank: deque() for rank in self.ranks}
 
     def send(self, rank: int, piece: Piece, description: Any) -> None:
@@ -129,6 +142,10 @@ class FakeRanks:
                 news.append(News(rank, [], lost=True))
                 if self._late is not None:
                     news.append(self._late)
+                continue
+            if self._asks and self._held[rank][0] not in self._asked:
+                self._asked.add(self._held[rank][0])
+                news.append(News(rank, [], wants_next=True))
                 continue
             self.n_begun[rank] += 1
             news.append(self._do(rank, self._held[rank].popleft()))
@@ -335,6 +352,16 @@ def test_two_pieces_are_held_only_while_there_is_plenty() -> None:
     assert few.most_held == 1
 
 
+@pytest.mark.parametrize("dies_at", [{}, {1: 2}])
+def test_a_rank_that_asks_gets_its_next_piece_ahead(dies_at: dict[int, int]) -> None:
+    """However little is left; nobody ever holds three, and no item is lost or done twice."""
+    others = FakeRanks(2, dies_at=dies_at, asks=True)
+    sizes = [10] * 6
+    news = run(make_costs(*sizes), others, split=False)
+    assert others.most_held == 2
+    assert items_done(news) == all_items(*sizes)
+
+
 def test_rank_0_loads_its_next_piece_ahead() -> None:
     """While its first one waits, the second one is there already."""
     work = FakeWork()
@@ -472,6 +499,39 @@ def test_control_counts_from_any_thread() -> None:
         total += control.take_count()
     assert total + control.take_count() == 2000
     assert control.take_count() == 0
+
+
+def test_a_rank_asks_shortly_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the pace of the piece in hand, loading left out; not while two are held."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])
+    monkeypatch.setattr(runner_module, "time", clock)
+    work = FakeWork()
+    runner = Runner(work, 0)
+    control = runner.control
+    assert not runner.wants_next(ASK_AHEAD)
+    runner.submit(Piece(0, 0, 0), describe(Piece(0, 0, 0)))
+    assert work.has_begun.wait(PATIENCE)
+    control.begin_piece(10)
+    for n_done, seconds in enumerate((5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0), 1):
+        now[0] = seconds  # the first after loading
+        control.count_item()
+        assert control.seconds_left() == (10 - n_done if 1 < n_done < 10 else float("inf"))
+        assert runner.wants_next(2.5) == (n_done in (8, 9))
+    control.begin_piece(2)
+    assert not runner.wants_next(100)
+    for _ in range(2):
+        assert not runner.wants_next(100)
+        control.count_item()
+    assert control.take_count() == 12
+    control.begin_piece(3)
+    control.count_item()
+    control.count_item()
+    assert runner.wants_next(ASK_AHEAD)
+    runner.submit(Piece(1, 0, 0), describe(Piece(1, 0, 0)))
+    assert not runner.wants_next(ASK_AHEAD)
+    work.may_go_on.set()
+    assert len(take_all(runner, 2)) == 2
 
 
 def test_control_stays_stopped() -> None:

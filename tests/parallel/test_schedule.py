@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from relion_pseudosubtomo.parallel.schedule import (
     GUIDED_SHARE,
+    LEAST_HELP_PER_START,
     LEAST_REST,
+    LEAST_WORK_AT_HAND,
     LEAST_WORK_PER_START,
     Scheduler,
     TaskCost,
@@ -234,18 +236,28 @@ def test_survivors_of_lost_ranks_count() -> None:
 def test_no_split_where_equal_parts_suffice(n_ranks: int, sizes: list[int], start: float) -> None:
     """A task is divided only where it is more than most of an equal part of what is left.
 
-    And never into ranges that are not worth another start, but for the last one.
+    Or where a rank helps others that have begun it. And never into ranges that are not worth a
+    message, or another loading, but for the last one.
     """
     costs = [whole(start, 1.0, size) for size in sizes]
     scheduler = Scheduler(costs, n_ranks, split=True)
     left = dict(enumerate(sizes))
+    last: dict[int, int] = {}
     most = GUIDED_SHARE * (1 + LEAST_REST)
     for rank, piece in enumerate_pieces(scheduler, n_ranks):
         equal_part = sum(cost_of(costs[task], n) for task, n in left.items()) / n_ranks
         n_items = piece.stop - piece.start
+        is_loaded = last.pop(rank, None) == piece.task
+        n_at_work = sum(task == piece.task for task in last.values())
+        helps = n_at_work and not is_loaded
         if n_items < left[piece.task]:
-            assert left[piece.task] > most * equal_part - 1, rank
-            assert n_items >= LEAST_WORK_PER_START * start - 1
+            assert helps or left[piece.task] > most * equal_part - 1, rank
+            least = LEAST_WORK_AT_HAND if is_loaded else LEAST_WORK_PER_START
+            assert n_items >= (LEAST_HELP_PER_START if helps else least) * start - 1
+        if helps:  # it ends with the others
+            fair = (left[piece.task] + start) / (n_at_work + 1) - start
+            assert n_items <= max(1, fair + 0.5)
+        last[rank] = piece.task
         left[piece.task] -= n_items
         if not left[piece.task]:
             del left[piece.task]
@@ -255,8 +267,8 @@ def enumerate_pieces(scheduler: Scheduler, n_ranks: int) -> Iterable[tuple[int, 
     """Yield rank and piece, the ranks asking in turn."""
     for step in steps_while(lambda: scheduler.has_waiting):
         piece = scheduler.next_piece(step % n_ranks)
-        assert piece is not None
-        yield step % n_ranks, piece
+        if piece is not None:
+            yield step % n_ranks, piece
 
 
 def test_many_tasks_stay_whole() -> None:
@@ -269,12 +281,12 @@ def test_many_tasks_stay_whole() -> None:
 
 
 def test_pieces_shrink_near_the_end() -> None:
-    """From half an equal part of what is left down to what a start on another rank is worth."""
+    """From half an equal part of what is left down to what is worth a message."""
     n_ranks, start, n_items = 8, 10.0, 20_000
     handed = hand_out_all(Scheduler([whole(start, 1, n_items)], n_ranks, split=True), n_ranks)
     sizes = [piece.stop - piece.start for _, piece in handed]
     assert sizes[0] == round(GUIDED_SHARE * (n_items + start) / n_ranks)
-    least = LEAST_WORK_PER_START * start
+    least = LEAST_WORK_AT_HAND * start
     left = n_items
     for size in sizes[:-1]:
         assert size == pytest.approx(max(GUIDED_SHARE * (left + start) / n_ranks, least), abs=1)
@@ -282,6 +294,45 @@ def test_pieces_shrink_near_the_end() -> None:
     assert sizes[-2] == least
     assert sizes[-1] <= (1 + LEAST_REST) * least
     assert all(after <= before for before, after in itertools.pairwise(sizes[:-1]))
+
+
+def test_one_more_rank_helps_as_much_as_it_gains() -> None:
+    """It takes so much that it ends, loading included, with those that are at work already."""
+    scheduler = Scheduler([whole(10, 1, 100)], 3, split=True)
+    first = scheduler.next_piece(0)
+    assert first is not None
+    left = 100 - first.stop
+    helping = scheduler.next_piece(1)
+    assert helping is not None
+    n_items = helping.stop - helping.start
+    assert n_items == round(min(LEAST_WORK_PER_START * 10, (left + 10) / 2 - 10))
+    scheduler = Scheduler([whole(10, 1, 55)], 2, split=True)
+    first = scheduler.next_piece(0)
+    assert first == Piece(0, 0, 20)
+    assert scheduler.next_piece(1) == Piece(0, 20, 32)  # then 10 + 12 are about the 23 left
+
+
+def test_a_small_rest_is_left_to_who_is_at_work() -> None:
+    """An idle rank does not load a task for less than half a loading, unless a rank is lost."""
+    scheduler = Scheduler([whole(10, 1, 40)], 3, split=True)
+    assert scheduler.next_piece(0) == Piece(0, 0, 20)
+    assert scheduler.next_piece(1) == Piece(0, 20, 25)
+    assert scheduler.next_piece(2) is None
+    assert not scheduler.worth_holding_two()
+    assert scheduler.next_piece(0) == Piece(0, 25, 30)
+    assert scheduler.lose_rank(1) == [Piece(0, 20, 25)]
+    assert scheduler.next_piece(2) is None
+    scheduler.lose_rank(0)
+    assert items_of(piece for _, piece in hand_out_all(scheduler, 3)) == items_to_do(
+        [TaskCost(1, 1, ((0, 40),))]
+    )
+
+
+def test_a_task_that_nobody_has_begun_goes_before_a_rest() -> None:
+    """However little it is, and however much more is left of the other one."""
+    scheduler = Scheduler([whole(10, 1, 40), whole(1, 1, 1)], 3, split=True)
+    assert [scheduler.next_piece(rank).task for rank in (0, 1)] == [0, 0]  # type: ignore[union-attr]
+    assert scheduler.next_piece(2) == Piece(1, 0, 1)
 
 
 def test_nothing_more_of_a_failed_task() -> None:
@@ -330,7 +381,17 @@ def test_two_are_held_only_while_plenty_is_left(n_ranks: int, split: bool) -> No
     assert n_true > len(answers) / 2
 
 
-@pytest.mark.parametrize(("n_tasks", "n_ranks"), [(0, 3), (1, 1), (3, 3), (5, 3), (5, 64)])
+@pytest.mark.parametrize("n_tasks", [0, 1, 2, 7])
+def test_a_single_rank_holds_two_as_long_as_there_are(n_tasks: int) -> None:
+    """Nobody else could have them."""
+    scheduler = Scheduler([whole(1, 1, 1000)] * n_tasks, 1, split=True)
+    for _ in steps_while(lambda: scheduler.has_waiting):
+        assert scheduler.worth_holding_two()
+        assert scheduler.next_piece(0) is not None
+    assert not scheduler.worth_holding_two()
+
+
+@pytest.mark.parametrize(("n_tasks", "n_ranks"), [(0, 3), (1, 2), (3, 3), (5, 3), (5, 64)])
 def test_two_are_never_held_of_a_few_tasks(n_tasks: int, n_ranks: int) -> None:
     """The next one to be free is to have it."""
     scheduler = Scheduler([whole(1, 1, 1000)] * n_tasks, n_ranks, split=False)

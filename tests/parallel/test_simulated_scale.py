@@ -44,7 +44,7 @@ def test_many_tomograms(simulation: ModuleType, n_ranks: int, split: bool) -> No
     assert simulation.static_seconds(real, n_ranks) > result.seconds
     assert result.n_pieces >= len(real)
     assert split or result.n_pieces == len(real)
-    assert result.n_messages <= 2 * result.n_pieces
+    assert result.n_messages <= 3 * result.n_pieces  # the last ones are asked for
 
 
 @pytest.mark.parametrize(
