@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from relion_pseudosubtomo.parallel.work import Piece
@@ -19,7 +20,7 @@ LEAST_WORK_PER_START = 2.0
 LEAST_HELP_PER_START = 0.5
 
 #: A range of a task that the rank has loaded already costs at least this many times a loading.
-LEAST_WORK_AT_HAND = 0.5
+LEAST_WORK_AT_HAND = 0.25
 
 #: The share of an equal part of what is left that a range of a task gets.
 GUIDED_SHARE = 0.5
@@ -82,10 +83,21 @@ class Scheduler:
         added = [r for r in ranges if r[1] > r[0]]
         if not added or task in self._dropped:
             return
-        before = self._cost_waiting(task)
-        self._waiting[task] = sorted([*self._waiting.get(task, []), *added])
-        self._left += self._cost_waiting(task) - before
+        with self._counting(task):
+            self._waiting[task] = sorted([*self._waiting.get(task, []), *added])
         self._offer(task)
+
+    @contextmanager
+    def _counting(self, task: int) -> Iterator[None]:
+        """Keep account of what is left while something of a task changes."""
+        before = self._left_of(task)
+        yield
+        self._left += self._left_of(task) - before
+
+    def _left_of(self, task: int) -> float:
+        """Return what is left to hand out of a task, with its loading if nobody has begun it."""
+        cost = self._cost_waiting(task)
+        return cost - self._costs[task].start if cost and self._n_at_work[task] else cost
 
     def _offer(self, task: int) -> None:
         """Let any rank take what is waiting of a task."""
@@ -105,18 +117,16 @@ class Scheduler:
             return None
         start, stop = self._waiting[task][0]
         size = self._size_of_piece(rank, task, stop - start)
-        before = self._cost_waiting(task)
         rest = self._waiting[task][1:]
         if start + size < stop:
             rest = [(start + size, stop), *rest]
         self._assign(rank, task)
-        if rest:
-            self._waiting[task] = rest
-            if self._split:  # else the rest is for this rank alone
-                self._offer(task)
-        else:
+        with self._counting(task):
             del self._waiting[task]
-        self._left += self._cost_waiting(task) - before
+            if rest:
+                self._waiting[task] = rest
+        if rest and self._split:  # else the rest is for this rank alone
+            self._offer(task)
         piece = Piece(task, start, start + size)
         self._held.setdefault(rank, []).append(piece)
         return piece
@@ -167,10 +177,12 @@ class Scheduler:
         """Note which task a rank has loaded."""
         last = self._last_task.pop(rank, None)
         if last is not None:
-            self._n_at_work[last] -= 1
+            with self._counting(last):
+                self._n_at_work[last] -= 1
         if task is not None:
             self._last_task[rank] = task
-            self._n_at_work[task] += 1
+            with self._counting(task):
+                self._n_at_work[task] += 1
 
     def finish(self, rank: int, piece: Piece) -> None:
         """Note that a rank is done with a piece, or has failed with it."""
@@ -191,8 +203,8 @@ class Scheduler:
     def drop_task(self, task: int) -> None:
         """Hand out nothing more of a task that has failed."""
         self._dropped.add(task)
-        self._left -= self._cost_waiting(task)
-        self._waiting.pop(task, None)
+        with self._counting(task):
+            self._waiting.pop(task, None)
 
     @property
     def has_waiting(self) -> bool:
