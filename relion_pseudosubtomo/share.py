@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 
 from relion_pseudosubtomo.accumulate import Accumulators
-from relion_pseudosubtomo.core.inputs import ExtractionSettings
-from relion_pseudosubtomo.core.subtomogram import ParticleExtractor
 from relion_pseudosubtomo.model import TaskResult
 
 
@@ -21,7 +19,7 @@ class Share:
     indices : iterator of int
         Particles of the task, in order; each is taken once.
     stop, on_particle : callable
-        As for `Worker.do_task`.
+        As for `Worker.begin`.
     sums : Accumulators
         What the threads add up.
     """
@@ -41,7 +39,6 @@ class Share:
         self._on_particle = on_particle
         self._lock = threading.Lock()
         self._failed = False
-        self._extractors: dict[int, ParticleExtractor] = {}
 
     def take_particles(self) -> Iterator[int]:
         """Yield particles for the calling thread until none is left, or another thread failed."""
@@ -55,19 +52,6 @@ class Share:
     def fail(self) -> None:
         """Let the other threads take no further particle."""
         self._failed = True
-
-    def extractor(
-        self, settings: ExtractionSettings, free: list[ParticleExtractor]
-    ) -> ParticleExtractor:
-        """Return the calling thread's extractor, made at its first particle of the job."""
-        key = threading.get_ident()
-        if key not in self._extractors:
-            with self._lock:
-                place = len(self._extractors)
-                if place == len(free):
-                    free.append(ParticleExtractor(settings))
-                self._extractors[key] = free[place]
-        return self._extractors[key]
 
     def count(self, n_bytes: int, n_clipped: int, seconds_writing: float) -> None:
         """Count one finished particle."""

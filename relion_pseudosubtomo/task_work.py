@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Generator
+from contextlib import closing
+
 from relion_pseudosubtomo.estimate import particle_bytes
 from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.records import Record, RecordStore
 from relion_pseudosubtomo.model import TaskResult
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.parallel.runner import Control
-from relion_pseudosubtomo.worker import SharedJob, TaskInput, Worker
+from relion_pseudosubtomo.worker import BegunTask, SharedJob, TaskInput, Worker
 
 #: Particles a thread does between two records: what a killed job loses at most.
 CHUNK_PER_THREAD = 100
@@ -36,23 +40,41 @@ class TaskWork:
 
     def do(self, given: TaskInput, control: Control) -> tuple[int, TaskResult]:
         """Extract a piece; return how many particles were done, and what was counted."""
-        task, total = given.task, TaskResult(given.task.number, given.task.first)
+        total = TaskResult(given.task.number, given.task.first)
         if given.columns:
             self._begin_container(given)
-        # partial sums are large: one record a piece is enough then
-        makes_sums = self._job.options.makes_sums
-        chunk = len(task) if makes_sums else CHUNK_PER_THREAD * self._threads
-        for start in range(0, len(task), chunk):
-            part = given.part(start, min(start + chunk, len(task)))
-            result = self._worker.do_task(part, control.stopped, control.count_item)
-            if result.n_particles:
-                self._record(part, result)
-            total.add(result)
-            if control.stopped():
-                break
+        with closing(self._do_chunks(given, control)) as chunks:
+            for part, result in chunks:
+                if result.n_particles:
+                    self._record(part, result)
+                total.add(result)
         if self._job.options.hdf5:
             self._finish_container(given, control)
         return total.n_particles, total
+
+    def _do_chunks(
+        self, given: TaskInput, control: Control
+    ) -> Generator[tuple[TaskInput, TaskResult], None, None]:
+        """Yield each chunk and what was done; threads that have done one go on with the next."""
+        # partial sums are large: one record a piece is enough then
+        makes_sums = self._job.options.makes_sums
+        size = len(given.task) if makes_sums else CHUNK_PER_THREAD * self._threads
+        begun: deque[tuple[TaskInput, BegunTask]] = deque()
+        try:
+            for start in range(0, len(given.task), size):
+                if control.stopped():
+                    break
+                part = given.part(start, min(start + size, len(given.task)))
+                begun.append((part, self._worker.begin(part, control.stopped, control.count_item)))
+                if len(begun) == 2:
+                    part, chunk = begun.popleft()
+                    yield part, self._worker.finish(chunk)
+            while begun:
+                part, chunk = begun.popleft()
+                yield part, self._worker.finish(chunk)
+        finally:
+            for _, chunk in begun:
+                chunk.abandon()
 
     def _begin_container(self, given: TaskInput) -> None:
         """Lay out the container of a tomogram of which nothing is done."""

@@ -6,8 +6,8 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -115,8 +115,49 @@ class TaskInput:
         )
 
 
+@dataclass
+class BegunTask:
+    """A task whose particles are being extracted.
+
+    Attributes
+    ----------
+    result : TaskResult
+        Complete once the task is finished.
+    began : float
+        When it was loaded, by `time.perf_counter`.
+    share : Share
+        What its threads share.
+    open_files : ExitStack
+        Closed once no thread writes.
+    collector : Collector or None
+        What is collected for `--report`.
+    jobs : list of Future
+        One a thread.
+    """
+
+    result: TaskResult
+    began: float
+    share: Share
+    open_files: ExitStack
+    collector: Collector | None
+    jobs: list[Future[None]] = field(default_factory=list)
+
+    def abandon(self) -> None:
+        """Begin no further particle, and wait for those in hand."""
+        self.share.fail()
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until all threads are done."""
+        wait(self.jobs)
+        self.open_files.close()
+
+
 class Worker:
     """Does tasks with a fixed number of threads, each with its own plans and scratch arrays.
+
+    A task may be begun while the one before is being done: a thread that finds no particle left
+    goes on with the next task.
 
     Parameters
     ----------
@@ -129,8 +170,10 @@ class Worker:
     def __init__(self, job: SharedJob, threads: int) -> None:
         self._job = job
         self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._of_thread = threading.local()
+        self._last_end = 0.0
         self._aberrations: dict[int, Aberrations] = {}
-        self._free_extractors: dict[int, list[ParticleExtractor]] = defaultdict(list)
         self._loaded: list[LoadedTomogram] = []
         self._load_locks: dict[int, threading.Lock] = defaultdict(threading.Lock)
 
@@ -161,10 +204,10 @@ class Worker:
                 self._loaded = [*self._loaded[-1:], found]
             return found
 
-    def do_task(
+    def begin(
         self, given: TaskInput, stop: Callable[[], bool], on_particle: Callable[[], None]
-    ) -> TaskResult:
-        """Extract and write the particles of one task.
+    ) -> BegunTask:
+        """Let the threads extract and write the particles of a task, behind those begun before.
 
         Parameters
         ----------
@@ -176,8 +219,8 @@ class Worker:
 
         Returns
         -------
-        TaskResult
-            With fewer particles than the task where it was stopped: its first ones.
+        BegunTask
+            To be given to `finish`, or abandoned.
         """
         task = given.task
         result = TaskResult(task.number, task.first)
@@ -186,20 +229,34 @@ class Worker:
         extract = prepare(given)
         collector = self._start_collecting(given) if self._job.options.report else None
         result.seconds_loading = time.perf_counter() - started
-        started = time.perf_counter()
         sums = Accumulators(self._job.options, self._settings.average_scale)
         share = Share(result, iter(range(len(task))), stop, on_particle, sums)
-        with self._open_container(task) as container, ThreadPoolExecutor(self._threads) as pool:
-            jobs = [
-                pool.submit(self._do_share, task, share, extract, collector, container)
-                for _ in range(min(self._threads, len(task)))
-            ]
-        for job in jobs:
+        begun = BegunTask(result, time.perf_counter(), share, ExitStack(), collector)
+        container = begun.open_files.enter_context(self._open_container(task))
+        begun.jobs += [
+            self._pool.submit(self._do_share, task, share, extract, collector, container)
+            for _ in range(min(self._threads, len(task)))
+        ]
+        return begun
+
+    def finish(self, begun: BegunTask) -> TaskResult:
+        """Wait for a task's particles; tasks are finished in the order in which they were begun.
+
+        Returns
+        -------
+        TaskResult
+            With fewer particles than the task where it was stopped: its first ones.
+        """
+        begun.wait()
+        for job in begun.jobs:
             job.result()
-        if collector is not None:
-            collector.write(ReportStore(self._job.options.output), result.n_particles)
-        result.sums = sums.finish()
-        result.seconds_extracting = time.perf_counter() - started
+        result = begun.result
+        if begun.collector is not None:
+            begun.collector.write(ReportStore(self._job.options.output), result.n_particles)
+        result.sums = begun.share.sums.finish()
+        now = time.perf_counter()
+        result.seconds_extracting = now - max(begun.began, self._last_end)
+        self._last_end = now
         return result
 
     def _start_collecting(self, given: TaskInput) -> Collector:
@@ -252,10 +309,10 @@ class Worker:
         aberrations = {int(group): self._aberrations_of(int(group)) for group in np.unique(groups)}
         voxel = options.binning * tomogram.pixel_size
         prebin = loaded.images.prebin
-        settings, free = replace(self._settings, prebin=prebin), self._free_extractors[prebin]
+        settings = replace(self._settings, prebin=prebin)
 
         def extract(i: int, share: Share) -> list[OutputFile]:
-            extractor = share.extractor(settings, free)
+            extractor = self._extractor(settings)
             seen = extractor.n_not_finite
             half = int(given.particles.half[i])
             average = share.sums.slice_target(half, tomogram.projections, views[i])
@@ -277,6 +334,14 @@ class Worker:
             return [] if options.no_writing else files
 
         return extract
+
+    def _extractor(self, settings: ExtractionSettings) -> ParticleExtractor:
+        """Return the calling thread's extractor, made at its first particle of the job."""
+        extractors: dict[int, ParticleExtractor]
+        extractors = self._of_thread.__dict__.setdefault("extractors", {})
+        if settings.prebin not in extractors:
+            extractors[settings.prebin] = ParticleExtractor(settings)
+        return extractors[settings.prebin]
 
     def _extract_stacks(
         self, extractor: ParticleExtractor, arguments: tuple[Any, ...], voxel: float
