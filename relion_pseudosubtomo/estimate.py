@@ -106,6 +106,16 @@ def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[f
     return start, volume + frame * float(task.visible.sum()) / len(task)
 
 
+def seconds_beside(options: JobOptions, tomogram: Tomogram, task: Task) -> float:
+    """Return the estimated cost of starting a task on a node where another rank has started it.
+
+    Mapped images are in the page cache then; those that a rank holds itself cost the same again.
+    """
+    if options.preload or choose_prebin(options, tomogram, task) > 1:
+        return task_seconds(options, tomogram, task)[0]
+    return _SECONDS_START
+
+
 def choose_prebin(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
     """Return the factor by which a tomogram's tilt images are binned first; 1 where they are not.
 

@@ -21,6 +21,7 @@ from relion_pseudosubtomo.estimate import (
     container_bytes,
     passing_bytes,
     rank_memory,
+    seconds_beside,
     table_memory,
     task_bytes,
     task_seconds,
@@ -274,7 +275,8 @@ class Extraction:
         for task in self.plan.tasks:
             tomogram = self.job.tomogram_set.tomograms[task.tomogram]
             begin, each = task_seconds(self.options, tomogram, task)
-            costs.append(TaskCost(begin, each / threads, self.completed.missing(task)))
+            beside = seconds_beside(self.options, tomogram, task)
+            costs.append(TaskCost(begin, each / threads, self.completed.missing(task), beside))
         return costs
 
     def _bytes_to_write(self, ranks: int) -> int:

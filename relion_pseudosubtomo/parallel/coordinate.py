@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -70,6 +70,11 @@ class Others(Protocol):
     ranks: set[int]
 
     @property
+    def nodes(self) -> Mapping[int, str]:
+        """The node of each rank, rank 0 included."""
+        ...
+
+    @property
     def patience(self) -> float:
         """Seconds that rank 0 may leave them alone."""
         ...
@@ -94,6 +99,7 @@ class NoOthers:
 
     def __init__(self) -> None:
         self.ranks: set[int] = set()
+        self.nodes: dict[int, str] = {}
 
     def send(self, rank: int, piece: Piece, description: Any) -> None:
         """Never called: there is nobody to send to."""

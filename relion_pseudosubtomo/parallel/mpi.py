@@ -130,6 +130,11 @@ class _Others:
         """Seconds that rank 0 may leave them alone; what is being sent makes way at its looks."""
         return LOOK_INTERVAL if self._sent else ANSWER_INTERVAL
 
+    @property
+    def nodes(self) -> dict[int, str]:
+        """The node of each rank, rank 0 included."""
+        return {rank: node for rank, (node, _) in self._cores.items()}
+
     def await_cores(self) -> None:
         """Wait until every rank that lives has said where it runs.
 

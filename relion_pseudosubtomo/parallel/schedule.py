@@ -6,8 +6,8 @@ Pure decisions: the same code runs under MPI, in one process, and under a simula
 from __future__ import annotations
 
 import heapq
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,11 +45,15 @@ class TaskCost:
         Cost of one item.
     ranges : tuple of (int, int)
         Items that are to be done, as ranges [start, stop).
+    start_beside : float or None
+        Cost of starting it on a rank beside one, on the same node, that has started it; None: the
+        same as anywhere else.
     """
 
     start: float
     item: float
     ranges: tuple[tuple[int, int], ...]
+    start_beside: float | None = None
 
 
 class Scheduler:
@@ -63,17 +67,28 @@ class Scheduler:
         Ranks that ask for work.
     split : bool
         Whether a task may go to several ranks.
+    nodes : mapping of int to str, optional
+        The node of each rank; a rank that is not named has a node of its own.
     """
 
-    def __init__(self, costs: Sequence[TaskCost], n_ranks: int, *, split: bool) -> None:
+    def __init__(
+        self,
+        costs: Sequence[TaskCost],
+        n_ranks: int,
+        *,
+        split: bool,
+        nodes: Mapping[int, str] | None = None,
+    ) -> None:
         self._costs = costs
         self._n_ranks = n_ranks
         self._split = split
+        self._nodes = nodes or {}
         self._waiting: dict[int, list[tuple[int, int]]] = {}
         self._heap: list[tuple[float, int]] = []
         self._held: dict[int, list[Piece]] = {}
         self._last_task: dict[int, int] = {}
-        self._n_at_work: Counter[int] = Counter()
+        #: By task, how many ranks of each node have started it and not gone on to another.
+        self._at_work: defaultdict[int, Counter[str | int]] = defaultdict(Counter)
         self._dropped: set[int] = set()
         self._left = 0.0
         for task, cost in enumerate(costs):
@@ -97,7 +112,7 @@ class Scheduler:
     def _left_of(self, task: int) -> float:
         """Return what is left to hand out of a task, with its loading if nobody has begun it."""
         cost = self._cost_waiting(task)
-        return cost - self._costs[task].start if cost and self._n_at_work[task] else cost
+        return cost - self._costs[task].start if cost and self._at_work[task] else cost
 
     def _offer(self, task: int) -> None:
         """Let any rank take what is waiting of a task."""
@@ -137,27 +152,50 @@ class Scheduler:
         if last is not None and last in self._waiting:
             return last
         task = self._costliest()
-        if task is not None:
-            heapq.heappop(self._heap)
+        if task is None:
+            return self._choose_beside(rank)
+        heapq.heappop(self._heap)
         return task
 
     def _costliest(self) -> int | None:
-        """Return the costliest task that a rank may begin, which is then the first of the heap."""
+        """Return the costliest task that any rank may begin, which is the first of the heap."""
         while self._heap:
             cost, task = self._heap[0]
-            if task in self._waiting and -cost == self._cost_waiting(task) and self._helps(task):
+            is_up_to_date = task in self._waiting and -cost == self._cost_waiting(task)
+            if is_up_to_date and self._helps(task, self._costs[task].start):
                 return task
             heapq.heappop(self._heap)  # from before the task was cut, or too little is left of it
         return None
 
-    def _helps(self, task: int) -> bool:
-        """Whether it is worth while that one more rank loads a task."""
-        least = LEAST_HELP_PER_START * self._costs[task].start
-        return not self._n_at_work[task] or self._fair_part(task) >= least
+    def _choose_beside(self, rank: int) -> int | None:
+        """Return the costliest task that others of the rank's node are at work on, if it helps."""
+        if not self._split:
+            return None
+        node = self._node(rank)
+        beside = [task for task in self._waiting if self._at_work[task][node]]
+        helped = [task for task in beside if self._helps(task, self._start_on(node, task))]
+        return max(helped, key=self._cost_waiting, default=None)
 
-    def _fair_part(self, task: int) -> float:
+    def _node(self, rank: int) -> str | int:
+        return self._nodes.get(rank, rank)
+
+    def _start_on(self, node: str | int, task: int) -> float:
+        """Return the cost of starting a task on one more rank of a node."""
+        cost = self._costs[task]
+        if cost.start_beside is None or not self._at_work[task][node]:
+            return cost.start
+        return cost.start_beside
+
+    def _helps(self, task: int, start: float) -> bool:
+        """Whether it is worth while that one more rank starts a task, at this cost."""
+        least = max(LEAST_HELP_PER_START * start, LEAST_WORK_AT_HAND * self._costs[task].start)
+        return not self._at_work[task] or self._fair_part(task, start) >= least
+
+    def _fair_part(self, task: int, start: float) -> float:
         """Return what one more rank may take of a task, to end with those at work on it."""
-        return self._cost_waiting(task) / (self._n_at_work[task] + 1) - self._costs[task].start
+        work = self._cost_waiting(task) - self._costs[task].start
+        n = self._at_work[task].total()
+        return (work - n * start) / (n + 1)
 
     def _size_of_piece(self, rank: int, task: int, n_items: int) -> int:
         """Return how many of the next items of a task a rank gets."""
@@ -167,22 +205,23 @@ class Scheduler:
         is_loaded = self._last_task.get(rank) == task
         least = (LEAST_WORK_AT_HAND if is_loaded else LEAST_WORK_PER_START) * cost.start
         wanted, rest = max(GUIDED_SHARE * self._left / self._n_ranks, least), LEAST_REST
-        if not is_loaded and self._n_at_work[task]:
-            wanted, rest = min(wanted, self._fair_part(task)), 0.0
+        if not is_loaded and self._at_work[task]:
+            fair = self._fair_part(task, self._start_on(self._node(rank), task))
+            wanted, rest = min(wanted, fair), 0.0
         if cost.item * n_items <= (1 + rest) * wanted:
             return n_items
         return max(1, round(wanted / cost.item))
 
     def _assign(self, rank: int, task: int | None) -> None:
-        """Note which task a rank has loaded."""
-        last = self._last_task.pop(rank, None)
+        """Note which task a rank has started last."""
+        last, node = self._last_task.pop(rank, None), self._node(rank)
         if last is not None:
             with self._counting(last):
-                self._n_at_work[last] -= 1
+                self._at_work[last] -= Counter([node])
         if task is not None:
             self._last_task[rank] = task
             with self._counting(task):
-                self._n_at_work[task] += 1
+                self._at_work[task][node] += 1
 
     def finish(self, rank: int, piece: Piece) -> None:
         """Note that a rank is done with a piece, or has failed with it."""

@@ -120,7 +120,7 @@ class LocalPool:
     ) -> Iterator[News]:
         """Do all items of all tasks on all ranks; yield what comes back."""
         self._share(shared)
-        scheduler = Scheduler(costs, self.size, split=split)
+        scheduler = Scheduler(costs, self.size, split=split, nodes=self._others.nodes)
         runner = Runner(self._make_work(shared, self.n_sharing), rank=0)
         try:
             yield from coordinate(scheduler, runner, self._others, describe, stop, private_memory)

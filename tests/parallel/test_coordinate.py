@@ -112,6 +112,7 @@ class FakeRanks:
         asks: bool = False,
     ) -> None:
         self.ranks = set(range(1, n_others + 1))
+        self.nodes: dict[int, str] = {}
         self.patience = LOOK_INTERVAL
         self.n_begun = dict.fromkeys(self.ranks, 0)
         self.most_held = 0

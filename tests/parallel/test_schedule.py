@@ -329,6 +329,31 @@ def test_a_small_rest_is_left_to_who_is_at_work() -> None:
     )
 
 
+def test_ranks_of_a_node_help_each_other_with_less() -> None:
+    """The images are in the node's page cache; a rank of another node would read them again."""
+    nodes = {0: "a", 1: "b", 2: "a"}
+    scheduler = Scheduler([TaskCost(10, 1, ((0, 40),), 1)], 3, split=True, nodes=nodes)
+    assert scheduler.next_piece(0) == Piece(0, 0, 20)
+    assert scheduler.next_piece(1) == Piece(0, 20, 25)
+    assert scheduler.next_piece(0) == Piece(0, 25, 27)
+    assert scheduler.next_piece(2) == Piece(0, 27, 31)  # with two others: (13 - 2) / 3
+    scheduler = Scheduler([TaskCost(10, 1, ((0, 50),), 1)], 3, split=True, nodes=nodes)
+    assert scheduler.next_piece(0) == Piece(0, 0, 20)
+    assert scheduler.next_piece(0) == Piece(0, 20, 25)
+    assert scheduler.next_piece(0) == Piece(0, 25, 29)
+    assert scheduler.next_piece(2) == Piece(0, 29, 39)  # (21 - 1) / 2
+    assert scheduler.next_piece(1) is None
+    assert scheduler.next_piece(0) == Piece(0, 39, 41)
+
+
+def test_without_splitting_ranks_of_a_node_do_not_help() -> None:
+    """A task belongs to one rank, whatever is left of it."""
+    cost = TaskCost(1, 1, ((0, 40), (50, 60)), 0.1)
+    scheduler = Scheduler([cost], 2, split=False, nodes={0: "a", 1: "a"})
+    assert scheduler.next_piece(0) == Piece(0, 0, 40)
+    assert scheduler.next_piece(1) is None
+
+
 def test_a_task_that_nobody_has_begun_goes_before_a_rest() -> None:
     """However little it is, and however much more is left of the other one."""
     scheduler = Scheduler([whole(10, 1, 40), whole(1, 1, 1)], 3, split=True)

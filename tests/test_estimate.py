@@ -1,0 +1,48 @@
+"""What a task will cost, of which only ratios count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from small_models import make_options, make_tomogram
+
+from relion_pseudosubtomo.estimate import choose_prebin, seconds_beside, task_seconds
+from relion_pseudosubtomo.model import Task
+
+
+def make_task(n_particles: int, visible: float = 1.0) -> Task:
+    """Return a task of three frames, of which a share is visible."""
+    seen = np.zeros((n_particles, 3), dtype=bool)
+    seen[:, : round(3 * visible)] = True
+    stems = tuple(f"Subtomograms/TS_01/{i + 1}" for i in range(n_particles))
+    return Task(0, 0, 0, np.arange(n_particles), stems, seen)
+
+
+def test_beside_another_rank_mapped_images_cost_nothing_again() -> None:
+    """What is left is a small constant, however large the images."""
+    options = make_options()
+    small, large = make_tomogram(), make_tomogram(image_size_xy=(8000, 8000))
+    beside = [seconds_beside(options, tomogram, make_task(5)) for tomogram in (small, large)]
+    start = [task_seconds(options, tomogram, make_task(5))[0] for tomogram in (small, large)]
+    assert 0 < beside[0] == beside[1] < start[0] < start[1]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"preload": True}, {"prebin": True, "binning": 4.0, "box": 192, "crop": 96}]
+)
+def test_images_of_its_own_cost_a_rank_the_same_anywhere(changes: dict[str, object]) -> None:
+    """Read in full, or made smaller, by every rank for itself."""
+    options, tomogram = make_options(**changes), make_tomogram(image_size_xy=(3000, 3000))
+    task = make_task(500)
+    assert (choose_prebin(options, tomogram, task) > 1) == ("prebin" in changes)
+    assert seconds_beside(options, tomogram, task) == task_seconds(options, tomogram, task)[0]
+
+
+def test_a_particle_costs_by_what_is_seen_of_it() -> None:
+    """Two thirds of the frames, two thirds of the windows; a volume costs the same."""
+    tomogram = make_tomogram()
+    stack = make_options(stack2d=True)
+    whole, part = (task_seconds(stack, tomogram, make_task(5, share))[1] for share in (1, 2 / 3))
+    assert part == pytest.approx(2 / 3 * whole)
+    volume = task_seconds(make_options(), tomogram, make_task(5))[1]
+    assert volume > whole
