@@ -42,7 +42,7 @@ SECTIONS = {
     "star": "200,000 particles, 20,000 trajectories",
     "check": "check of 1,000 tomograms and 200,000 particles, verify of 10,000 particles",
     "hdf5": "containers against MRC files: written, and 1,000 random particles read",
-    "scaling": "efficiency of 2 threads and 2 ranks, by single particles; only if asked for",
+    "scaling": "efficiency of 2 threads and 2 ranks, by single particles too; only if asked for",
     "headline": "the tutorial's first extraction, and the older manual's; only if asked for",
 }
 ONLY_ON_DEMAND = {"headline", "scaling"}
