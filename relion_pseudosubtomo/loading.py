@@ -92,7 +92,8 @@ def prepare_images(
     options, tomogram, index, used, prebin, threads
         As for `load_tomogram`.
     """
-    noise = _noise_weights(options, images, used) if options.whiten else None
+    ready = TiltImages.from_arrays(images)
+    noise = _noise_weights(options, ready, used) if options.whiten else None
     tables = make_frame_tables(
         box=options.box,
         binned_pixel_size=options.binning * tomogram.pixel_size,
@@ -114,7 +115,6 @@ def prepare_images(
         cutoff=options.cutoff_fract,
         noise=noise,
     )
-    ready = TiltImages.from_arrays(images)
     if prebin > 1:
         binned = bin_images(
             ready.image_bytes,
@@ -134,10 +134,10 @@ def prepare_images(
 
 
 def _noise_weights(
-    options: JobOptions, images: Sequence[NDArray], used: NDArray[np.bool_]
+    options: JobOptions, images: TiltImages, used: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
     noise = np.zeros((len(used), options.box // 2 + 1, options.box), np.float32)
     for f in np.flatnonzero(used).tolist():
-        weight = noise_weight(images[f], options.window)
+        weight = noise_weight(images.image_bytes[f], images.modes[f], options.window)
         noise[f] = spread_noise_weight(weight, options.box, options.binning)
     return noise

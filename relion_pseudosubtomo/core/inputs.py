@@ -104,12 +104,27 @@ class TiltImages:
     @classmethod
     def from_arrays(cls, images: Sequence[NDArray[Any]]) -> TiltImages:
         """Return images of shape (height, width); other byte orders and layouts are converted."""
-        native = [
-            np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("=")) for image in images
-        ]
-        modes = {np.dtype(dtype): mode for mode, dtype in kernels.IMAGE_DTYPES.items()}
-        image_bytes = [image.view(np.uint8) for image in native]
-        return cls(image_bytes, [modes[i.dtype] for i in native])
+        pairs = [view_bytes(image) for image in images]
+        return cls([seen for seen, _ in pairs], [mode for _, mode in pairs])
+
+
+def view_bytes(pixels: NDArray[Any]) -> tuple[NDArray[np.uint8], int]:
+    """Return pixels as the kernels read them; other byte orders and layouts are converted.
+
+    Parameters
+    ----------
+    pixels : ndarray, shape (..., width)
+        Of a type that MRC files have.
+
+    Returns
+    -------
+    pixel_bytes : ndarray, shape (..., width * itemsize), uint8
+    mode : int
+        Their MRC mode.
+    """
+    native = np.ascontiguousarray(pixels, dtype=pixels.dtype.newbyteorder("="))
+    modes = {np.dtype(dtype): mode for mode, dtype in kernels.IMAGE_DTYPES.items()}
+    return native.view(np.uint8), modes[native.dtype]
 
 
 @dataclass(frozen=True)

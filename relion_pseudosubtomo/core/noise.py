@@ -5,19 +5,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft, scratch
+from relion_pseudosubtomo.core import fft, kernels, scratch
 from relion_pseudosubtomo.errors import InputError
 
 Floats = NDArray[np.floating]
 
 
-def noise_weight(image: NDArray, window: int) -> Floats:
+def noise_weight(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Floats:
     """Return 1 / sqrt(power) of a tilt image by frequency bin.
 
     Parameters
     ----------
-    image : ndarray, shape (height, width)
-        The tilt image.
+    image_bytes : ndarray, shape (height, width * itemsize), uint8
+        The tilt image as bytes.
+    mode : int
+        Its MRC mode.
     window : int
         Box s0 in unbinned pixels: the side of the blocks that are averaged.
 
@@ -30,26 +32,28 @@ def noise_weight(image: NDArray, window: int) -> Floats:
     ------
     InputError
         Where no block fits into the image.
+    OSError
+        If the image cannot be read any more.
     """
-    height, width = image.shape
+    height, width = image_bytes.view(kernels.IMAGE_DTYPES[mode]).shape
     if window > min(height, width):
         raise InputError(
             f"--whiten needs tilt images of at least one window: expected {window} x {window} "
             f"pixels or more, found {width} x {height}"
         )
-    return _invert(radial_average(_mean_power(image, window)))
+    return _invert(radial_average(_mean_power(image_bytes, mode, window)))
 
 
-def _mean_power(image: NDArray, window: int) -> Floats:
+def _mean_power(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Floats:
     block = scratch.zeros((window, window), np.float32)
     transform = scratch.zeros((window, window // 2 + 1), np.complex64)
     plan = fft.plan_forward(block, transform, axes=(0, 1))
     power = np.zeros(transform.shape)
-    height, width = image.shape
+    height, width = image_bytes.view(kernels.IMAGE_DTYPES[mode]).shape
     step, n_blocks = window // 2, 0
     for y in range(0, height - window + 1, step):
         for x in range(0, width - window + 1, step):
-            block[:] = image[y : y + window, x : x + window]
+            kernels.copy_rows(image_bytes, mode, np.array([x, y]), 0, block)
             plan.execute()
             power += transform.real.astype(np.float64) ** 2 + transform.imag.astype(np.float64) ** 2
             n_blocks += 1

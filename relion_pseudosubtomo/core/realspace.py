@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.core import fft
+from relion_pseudosubtomo.core import fft, kernels
 
 Floats = NDArray[np.floating]
 
@@ -13,13 +13,17 @@ Floats = NDArray[np.floating]
 EDGE_WIDTH = 4
 
 
-def cut_sphere(volume: NDArray, centre: Floats, size: int, *, invert: bool) -> NDArray[np.float32]:
+def cut_sphere(
+    volume_bytes: NDArray[np.uint8], mode: int, centre: Floats, size: int, *, invert: bool
+) -> NDArray[np.float32]:
     """Cut a sphere out of a volume, subtract its background, soften its edge.
 
     Parameters
     ----------
-    volume : ndarray, shape (D, H, W)
-        Reconstructed volume.
+    volume_bytes : ndarray, shape (D, H, W * itemsize), uint8
+        Reconstructed volume as bytes.
+    mode : int
+        Its MRC mode.
     centre : ndarray, shape (3,)
         Position (x, y, z) in voxels.
     size : int
@@ -31,15 +35,21 @@ def cut_sphere(volume: NDArray, centre: Floats, size: int, *, invert: bool) -> N
     -------
     ndarray, shape (d, d, d), float32
         [z, y, x]; 0 outside the sphere and outside the volume.
+
+    Raises
+    ------
+    OSError
+        If the volume cannot be read any more.
     """
+    shape = volume_bytes.view(kernels.IMAGE_DTYPES[mode]).shape
     k = np.arange(-size // 2, size // 2)
     index = [np.trunc(k + c).astype(np.int64) for c in centre[::-1]]  # z, y, x
-    valid = [(i > 0) & (i < n) for i, n in zip(index, volume.shape, strict=True)]
+    valid = [(i > 0) & (i < n) for i, n in zip(index, shape, strict=True)]
     r2 = (k * k)[:, None, None] + (k * k)[:, None] + k * k
     selected = r2 <= np.floor(size**2 / 4 + 0.5)
     selected &= valid[0][:, None, None] & valid[1][:, None] & valid[2]
-    clipped = [np.clip(i, 0, n - 1) for i, n in zip(index, volume.shape, strict=True)]
-    box = volume[np.ix_(*clipped)].astype(np.float32) * np.float32(-1 if invert else 1)
+    clipped = [np.clip(i, 0, n - 1) for i, n in zip(index, shape, strict=True)]
+    box = _read_voxels(volume_bytes, mode, clipped) * np.float32(-1 if invert else 1)
     shell = selected & (r2 >= np.floor((size - EDGE_WIDTH) ** 2 / 4 + 0.5))
     if shell.any():
         box -= np.float32(box[shell].mean(dtype=np.float64))
@@ -47,6 +57,17 @@ def cut_sphere(volume: NDArray, centre: Floats, size: int, *, invert: bool) -> N
     box[shell] *= edge.astype(np.float32)
     box[~selected] = 0
     return box
+
+
+def _read_voxels(
+    volume_bytes: NDArray[np.uint8], mode: int, index: list[NDArray[np.int64]]
+) -> NDArray[np.float32]:
+    """Return the voxels at ascending places along z, y and x, shape (d, d, d)."""
+    first = np.array([i[0] for i in index])
+    block = np.empty([i[-1] - i[0] + 1 for i in index], np.float32)
+    for z, plane in enumerate(block, start=first[0]):
+        kernels.copy_rows(volume_bytes[z], mode, first[:0:-1].copy(), 0, plane)
+    return block[np.ix_(*(i - i[0] for i in index))]
 
 
 def project_box(box: NDArray[np.float32], slice_axes: Floats) -> NDArray[np.float32]:

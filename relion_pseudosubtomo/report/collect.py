@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import kernels
-from relion_pseudosubtomo.core.inputs import TiltImages
+from relion_pseudosubtomo.core.inputs import TiltImages, view_bytes
 from relion_pseudosubtomo.model import Task, Tomogram
 from relion_pseudosubtomo.report.store import Piece, ReportStore, TiltPictures
 
@@ -51,7 +51,7 @@ def shrink(image: NDArray, longest: int) -> tuple[Floats, int]:
     Parameters
     ----------
     image : ndarray, shape (height, width)
-        Of any real type.
+        Of a type that MRC files have; mapped or in memory.
     longest : int
         Pixels of the result's longer side, at most.
 
@@ -60,14 +60,21 @@ def shrink(image: NDArray, longest: int) -> tuple[Floats, int]:
     small : ndarray, shape (height // size, width // size), float32
     size : int
         Pixels of a block along each axis.
+
+    Raises
+    ------
+    OSError
+        If the image cannot be read any more.
     """
+    image_bytes, mode = view_bytes(image)
     size = max(1, -(-max(image.shape) // longest))
-    height, width = image.shape[0] // size, image.shape[1] // size
-    if height == 0 or width == 0:
-        return image[:1, :1].astype(np.float32), size
-    blocks = image[: height * size, : width * size].reshape(height, size, width * size)
-    rows = blocks[:, : min(size, ROWS_PER_BLOCK)].mean(axis=1, dtype=np.float32)
-    return rows.reshape(height, width, size).mean(axis=2), size
+    height, width = (max(1, n // size) for n in image.shape)
+    small = np.empty((height, width), np.float32)
+    rows = np.empty((min(size, ROWS_PER_BLOCK), width * size), np.float32)
+    for y in range(height):
+        kernels.copy_rows(image_bytes, mode, np.array([0, y * size]), 0, rows)
+        small[y] = rows.mean(axis=0).reshape(width, size).mean(axis=1)
+    return small, size
 
 
 def to_grey(image: Floats) -> Greys:

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from relion_pseudosubtomo.core import kernels
+from relion_pseudosubtomo.core.inputs import view_bytes
+from relion_pseudosubtomo.core.noise import noise_weight
+from relion_pseudosubtomo.core.realspace import cut_sphere
 from relion_pseudosubtomo.core.windows import WindowTransform
+from relion_pseudosubtomo.report.collect import shrink
 
 
 @pytest.mark.skipif(not kernels.IS_COMPILED, reason="the guard is in the compiled kernels")
@@ -37,3 +41,24 @@ def test_a_truncated_mapped_image_is_an_error(tmp_path: Path) -> None:
     np.testing.assert_allclose(transform.columns[0, 0], 64 * 64)
     kernels.cut_binned(image, 2, binned, top, taps, 2, 0, window)
     np.testing.assert_allclose(window, 1, rtol=1e-6)
+
+
+@pytest.mark.skipif(not kernels.IS_COMPILED, reason="the guard is in the compiled kernels")
+def test_whatever_reads_mapped_pixels_is_guarded(tmp_path: Path) -> None:
+    """Noise spectra, boxes of reconstructed volumes, and the report's small pictures."""
+    path, pixels = tmp_path / "images.raw", np.ones((64, 256, 256), np.float32)
+    pixels.tofile(path)
+    mapped = np.memmap(path, np.float32, "r", shape=pixels.shape).view(np.ndarray)
+    with open(path, "r+b") as file:
+        file.truncate(1 << 20)
+    first, last = view_bytes(mapped[0]), view_bytes(mapped[-1])
+    assert noise_weight(*first, 64)[0] > 0
+    assert shrink(mapped[0], 32)[0].min() == 1
+    centre, volume = np.full(3, 50.0), view_bytes(mapped)
+    for _ in range(2):
+        with pytest.raises(OSError, match="truncated or lost"):
+            noise_weight(*last, 64)
+        with pytest.raises(OSError, match="truncated or lost"):
+            shrink(mapped[-1], 32)
+        with pytest.raises(OSError, match="truncated or lost"):
+            cut_sphere(*volume, centre, 16, invert=True)

@@ -7,6 +7,7 @@ import pytest
 from oracle import spec_extraction as oracle
 
 from relion_pseudosubtomo.core import noise
+from relion_pseudosubtomo.core.inputs import view_bytes
 from relion_pseudosubtomo.errors import InputError
 
 
@@ -25,7 +26,7 @@ def test_agrees_with_the_specification(box: int, binning: float, dtype: type) ->
     image = coloured_image(96, 107, dtype)
     options = oracle.Options(box=box, binning=binning)
     expected = oracle.noise_weight(image, options)
-    weight = noise.noise_weight(image, options.s0)
+    weight = noise.noise_weight(*view_bytes(image), options.s0)
     assert weight.shape == (options.s0 // 2 + 1,)
     found = noise.spread_noise_weight(weight, box, binning)
     assert found.shape == (box // 2 + 1, box)
@@ -35,14 +36,14 @@ def test_agrees_with_the_specification(box: int, binning: float, dtype: type) ->
 def test_white_noise_gets_a_flat_weight() -> None:
     """One over the standard deviation, at every frequency."""
     image = np.random.default_rng(3).normal(0, 4, (256, 256)).astype(np.float32)
-    weight = noise.noise_weight(image, 32)
+    weight = noise.noise_weight(*view_bytes(image), 32)
     np.testing.assert_allclose(weight[1:], 0.25, rtol=0.1)
 
 
 def test_whitened_noise_is_white() -> None:
     """The power of coloured noise times the squared weight is the same at all frequencies."""
     image = coloured_image(256, 256)
-    weight = noise.noise_weight(image, 32)
+    weight = noise.noise_weight(*view_bytes(image), 32)
     blocks = image.reshape(8, 32, 8, 32).swapaxes(1, 2).astype(np.float64)
     power = np.mean(np.abs(np.fft.rfft2(blocks, norm="ortho")) ** 2, axis=(0, 1))
     profile = noise.radial_average(power)
@@ -56,17 +57,18 @@ def test_an_image_smaller_than_the_window_is_refused(window: int, size: tuple[in
     image = coloured_image(*size)
     expected = rf"--whiten.*{window} x {window}.*found {size[1]} x {size[0]}"
     with pytest.raises(InputError, match=expected):
-        noise.noise_weight(image, window)
+        noise.noise_weight(*view_bytes(image), window)
 
 
 def test_a_window_of_the_image_size_fits() -> None:
     """One block is enough."""
-    assert np.all(noise.noise_weight(coloured_image(32, 32), 32) > 0)
+    assert np.all(noise.noise_weight(*view_bytes(coloured_image(32, 32)), 32) > 0)
 
 
 def test_an_empty_image_gets_no_weight() -> None:
     """No power, no weight: 0, not infinite."""
-    np.testing.assert_array_equal(noise.noise_weight(np.zeros((40, 40), np.int16), 16), 0)
+    image = view_bytes(np.zeros((40, 40), np.int16))
+    np.testing.assert_array_equal(noise.noise_weight(*image, 16), 0)
 
 
 @pytest.mark.parametrize("shape", [(8, 5), (9, 5), (8, 8, 5), (9, 9, 5)])

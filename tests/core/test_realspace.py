@@ -8,6 +8,7 @@ from oracle import spec_extraction as oracle
 
 from relion_pseudosubtomo.core import realspace
 from relion_pseudosubtomo.core.geometry import euler_to_matrix
+from relion_pseudosubtomo.core.inputs import view_bytes
 from relion_pseudosubtomo.options import real_box_size
 
 SHAPE = (22, 34, 40)  # z, y, x
@@ -37,7 +38,7 @@ def test_cut_sphere(centre: tuple[float, float, float], size: int, invert: bool)
     """Whole and fractional places, spheres that reach beyond the volume on every side."""
     volume = random_tomogram()
     expected = oracle.cut_sphere(volume, np.array(centre), size, -1.0 if invert else 1.0)
-    found = realspace.cut_sphere(volume, np.array(centre), size, invert=invert)
+    found = realspace.cut_sphere(*view_bytes(volume), np.array(centre), size, invert=invert)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     assert np.abs(expected).max() > 0
@@ -45,7 +46,8 @@ def test_cut_sphere(centre: tuple[float, float, float], size: int, invert: bool)
 
 def test_cut_sphere_outside_the_volume_is_empty() -> None:
     """Nothing to cut is zeros, without a division by zero."""
-    found = realspace.cut_sphere(random_tomogram(), np.array([90.0, 17, 11]), 8, invert=True)
+    volume = view_bytes(random_tomogram())
+    found = realspace.cut_sphere(*volume, np.array([90.0, 17, 11]), 8, invert=True)
     np.testing.assert_array_equal(found, 0)
 
 

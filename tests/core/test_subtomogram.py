@@ -21,6 +21,7 @@ from relion_pseudosubtomo.core.inputs import (
     ExtractionSettings,
     ParticleView,
     TiltImages,
+    view_bytes,
 )
 from relion_pseudosubtomo.core.noise import noise_weight, spread_noise_weight
 from relion_pseudosubtomo.core.subtomogram import ParticleExtractor
@@ -669,7 +670,7 @@ def program_tables(options: oracle.Options, tomogram: oracle.Tomogram) -> FrameT
     """Return the program's tables of a tomogram."""
     weights = None
     if options.whiten:
-        profiles = [noise_weight(frame.image, options.s0) for frame in tomogram.frames]
+        profiles = [noise_weight(*view_bytes(f.image), options.s0) for f in tomogram.frames]
         weights = np.array([spread_noise_weight(p, options.s, options.binning) for p in profiles])
     return make_frame_tables(
         box=options.s,
