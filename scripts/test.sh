@@ -17,7 +17,7 @@ bin=$(dirname "$PYTHON")
 "$bin/ruff" check .
 "$bin/ruff" format --check .
 "$bin/mypy"
-"$bin/lint-imports" --config setup.cfg
+"$bin/lint-imports"
 
 export OPENBLAS_NUM_THREADS=1
 mpich=$(cd "$place-mpich/bin" && pwd)

@@ -176,6 +176,26 @@ def test_efficiency_of_known_times(parts: ModuleType) -> None:
     assert found.mean == pytest.approx(running * 4.5 / 5)
 
 
+def test_efficiency_of_whole_runs(parts: ModuleType, tmp_path: Path) -> None:
+    """By medians, and by the mean of the repeats with its standard error."""
+    settings = parts.session.Settings(None, (2, 4), 3, tmp_path, tmp_path)
+    session, way = parts.session.Session(settings), parts.configurations.TWO_RANKS
+    for name, n, walls in (
+        (way.alone.name, 2, (1, 1, 1)),
+        (way.alone.name, 4, (5, 5, 9)),
+        (way.name, 2, (2, 2, 2)),
+        (way.name, 4, (4, 6, 6)),
+    ):
+        runs = [parts.session.Usage(wall, wall) for wall in walls]
+        session.runs[parts.session.Key("A", name, n)] = runs
+    assert session.efficiency("A", way) == pytest.approx(2 / (2 * 2))
+    mean, error = session.paired_efficiency("A", way)
+    ratios = np.array([1, 0.5, 1])
+    assert mean == pytest.approx(ratios.mean())
+    assert error == pytest.approx(ratios.std(ddof=1) / np.sqrt(3))
+    assert session.paired_efficiency("B", way) is None
+
+
 def test_laps_while_all_work(parts: ModuleType) -> None:
     """Neither a first particle counts nor one for which another thread had none left."""
     make = functools.partial(make_laps, parts.scaling.COLUMNS)

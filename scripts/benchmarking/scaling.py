@@ -5,8 +5,8 @@ to two fifths of it, for seconds or minutes. So a few whole runs say little abou
 every particle is timed by itself, many times, and its fastest times are compared: alone, and while
 all threads work. What the program's own threads take from each other - cache, memory, locks - is
 there each time. A computation in registers, timed in the same way, shows what the machine can do.
-Beside it stands the efficiency by the medians of the same whole runs, loading and the end of the
-job included: of ten runs and more it can be trusted to some hundredths.
+Beside it stands the efficiency of the same whole runs, the end of the job included, with its
+standard error.
 """
 
 from __future__ import annotations
@@ -123,14 +123,19 @@ class Scaling:
             "of each"
         )
         yield ""
-        yield "| job | run as | particles | fastest times | all times | waiting | whole runs |"
-        yield "|---|---|---|---|---|---|---|"
+        yield (
+            "| job | run as | particles | fastest times | all times | waiting "
+            "| whole runs, medians | means and their error |"
+        )
+        yield "|---|---|---|---|---|---|---|---|"
         for name, way, found in self._compare():
             whole = self._session.efficiency(_section(name), way)
+            pairs = self._session.paired_efficiency(_section(name), way)
             yield (
                 f"| {name} | {way.name} | {found.n_particles} | {found.fastest:.3f} "
                 f"| {found.mean:.3f} | {found.waiting:.1%} "
-                f"| {'-' if whole is None else f'{whole:.3f}'} |"
+                f"| {'-' if whole is None else f'{whole:.3f}'} "
+                f"| {'-' if pairs is None else f'{pairs[0]:.3f} ± {pairs[1]:.3f}'} |"
             )
         yield ""
 

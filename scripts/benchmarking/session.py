@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -176,6 +177,26 @@ class Session:
         """Return the wall of one thread over twice that of two, for a particle of the same job."""
         one, two = self.slope(section, way.alone.name), self.slope(section, way.name)
         return None if one is None or two is None else one.wall / (2 * two.wall)
+
+    def paired_efficiency(self, section: str, way: Way) -> tuple[float, float] | None:
+        """Return the efficiency as the mean of the repeats, and its standard error.
+
+        Each repeat by itself, its runs minutes apart at most: how sure the figure is.
+        """
+        one, two = self._slopes(section, way.alone.name), self._slopes(section, way.name)
+        ratios = [alone / (2 * together) for alone, together in zip(one, two, strict=False)]
+        if len(ratios) < 2:
+            return None
+        return statistics.mean(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
+
+    def _slopes(self, section: str, way: str) -> list[float]:
+        """Return what one more particle takes in wall time, by repeat."""
+        counts = sorted({k.particles for k in self.runs if (k.section, k.way) == (section, way)})
+        if len(counts) < 2:
+            return []
+        few, many = (self.runs[Key(section, way, n)] for n in counts[:2])
+        n = counts[1] - counts[0]
+        return [(more.wall - less.wall) / n for less, more in zip(few, many, strict=False)]
 
     # What is measured
 
