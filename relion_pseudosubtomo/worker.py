@@ -21,12 +21,7 @@ from relion_pseudosubtomo.core import realspace, volumes
 from relion_pseudosubtomo.core.aberrations import aberration_phase
 from relion_pseudosubtomo.core.frames import slice_frequencies
 from relion_pseudosubtomo.core.geometry import depths_from_centre
-from relion_pseudosubtomo.core.inputs import (
-    Aberrations,
-    ExtractionSettings,
-    ParticleView,
-    view_bytes,
-)
+from relion_pseudosubtomo.core.inputs import Aberrations, ExtractionSettings, ParticleView
 from relion_pseudosubtomo.core.subtomogram import ParticleExtractor, Subtomogram
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io import mrc
@@ -376,7 +371,7 @@ class Worker:
         options, task = self._job.options, given.task
         tomogram = self._job.tomogram_set.tomograms[task.tomogram]
         position = self._place(tomogram, given).position
-        halves = [view_bytes(mrc.read_volume(path)) for path in tomogram.reconstructions]
+        halves = [mrc.read_volume(path) for path in tomogram.reconstructions]
         binning = tomogram.tomogram_binning
         assert binning is not None  # the checks made sure
         size = real_box_size(options.crop, options.binning, binning)
@@ -385,7 +380,7 @@ class Worker:
             centre = position[i] / binning
             # linear, so the halves are added box by box and never held in memory whole
             boxes = [
-                realspace.cut_sphere(*half, centre, size, invert=not options.no_ic)
+                realspace.cut_sphere(half, centre, size, invert=not options.no_ic)
                 for half in halves
             ]
             box = np.asarray(np.sum(boxes, axis=0, dtype=np.float32))

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import fft, kernels
+from relion_pseudosubtomo.core.inputs import view_bytes
 
 Floats = NDArray[np.floating]
 
@@ -13,17 +14,13 @@ Floats = NDArray[np.floating]
 EDGE_WIDTH = 4
 
 
-def cut_sphere(
-    volume_bytes: NDArray[np.uint8], mode: int, centre: Floats, size: int, *, invert: bool
-) -> NDArray[np.float32]:
+def cut_sphere(volume: NDArray, centre: Floats, size: int, *, invert: bool) -> NDArray[np.float32]:
     """Cut a sphere out of a volume, subtract its background, soften its edge.
 
     Parameters
     ----------
-    volume_bytes : ndarray, shape (D, H, W * itemsize), uint8
-        Reconstructed volume as bytes.
-    mode : int
-        Its MRC mode.
+    volume : ndarray, shape (D, H, W)
+        Reconstructed volume, of a type that MRC files have; mapped or in memory.
     centre : ndarray, shape (3,)
         Position (x, y, z) in voxels.
     size : int
@@ -41,15 +38,14 @@ def cut_sphere(
     OSError
         If the volume cannot be read any more.
     """
-    shape = volume_bytes.view(kernels.IMAGE_DTYPES[mode]).shape
     k = np.arange(-size // 2, size // 2)
     index = [np.trunc(k + c).astype(np.int64) for c in centre[::-1]]  # z, y, x
-    valid = [(i > 0) & (i < n) for i, n in zip(index, shape, strict=True)]
+    valid = [(i > 0) & (i < n) for i, n in zip(index, volume.shape, strict=True)]
     r2 = (k * k)[:, None, None] + (k * k)[:, None] + k * k
     selected = r2 <= np.floor(size**2 / 4 + 0.5)
     selected &= valid[0][:, None, None] & valid[1][:, None] & valid[2]
-    clipped = [np.clip(i, 0, n - 1) for i, n in zip(index, shape, strict=True)]
-    box = _read_voxels(volume_bytes, mode, clipped) * np.float32(-1 if invert else 1)
+    clipped = [np.clip(i, 0, n - 1) for i, n in zip(index, volume.shape, strict=True)]
+    box = _read_voxels(volume, clipped) * np.float32(-1 if invert else 1)
     shell = selected & (r2 >= np.floor((size - EDGE_WIDTH) ** 2 / 4 + 0.5))
     if shell.any():
         box -= np.float32(box[shell].mean(dtype=np.float64))
@@ -59,14 +55,13 @@ def cut_sphere(
     return box
 
 
-def _read_voxels(
-    volume_bytes: NDArray[np.uint8], mode: int, index: list[NDArray[np.int64]]
-) -> NDArray[np.float32]:
+def _read_voxels(volume: NDArray, index: list[NDArray[np.int64]]) -> NDArray[np.float32]:
     """Return the voxels at ascending places along z, y and x, shape (d, d, d)."""
-    first = np.array([i[0] for i in index])
+    (z0, y0, x0), (_, y1, _) = ([int(i[end]) for i in index] for end in (0, -1))
     block = np.empty([i[-1] - i[0] + 1 for i in index], np.float32)
-    for z, plane in enumerate(block, start=first[0]):
-        kernels.copy_rows(volume_bytes[z], mode, first[:0:-1].copy(), 0, plane)
+    for z, plane in enumerate(block, start=z0):
+        rows = view_bytes(volume[z, y0 : y1 + 1])  # of another byte order these alone are converted
+        kernels.copy_rows(*rows, np.array([x0, 0]), 0, plane)
     return block[np.ix_(*(i - i[0] for i in index))]
 
 

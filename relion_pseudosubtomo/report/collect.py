@@ -57,7 +57,7 @@ def shrink(image: NDArray, longest: int) -> tuple[Floats, int]:
 
     Returns
     -------
-    small : ndarray, shape (height // size, width // size), float32
+    small : ndarray, shape (height // size, width // size) or one more where that is 0, float32
     size : int
         Pixels of a block along each axis.
 

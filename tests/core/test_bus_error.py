@@ -54,11 +54,11 @@ def test_whatever_reads_mapped_pixels_is_guarded(tmp_path: Path) -> None:
     first, last = view_bytes(mapped[0]), view_bytes(mapped[-1])
     assert noise_weight(*first, 64)[0] > 0
     assert shrink(mapped[0], 32)[0].min() == 1
-    centre, volume = np.full(3, 50.0), view_bytes(mapped)
+    centre = np.full(3, 50.0)
     for _ in range(2):
         with pytest.raises(OSError, match="truncated or lost"):
             noise_weight(*last, 64)
         with pytest.raises(OSError, match="truncated or lost"):
             shrink(mapped[-1], 32)
         with pytest.raises(OSError, match="truncated or lost"):
-            cut_sphere(*volume, centre, 16, invert=True)
+            cut_sphere(mapped, centre, 16, invert=True)

@@ -8,7 +8,6 @@ from oracle import spec_extraction as oracle
 
 from relion_pseudosubtomo.core import realspace
 from relion_pseudosubtomo.core.geometry import euler_to_matrix
-from relion_pseudosubtomo.core.inputs import view_bytes
 from relion_pseudosubtomo.options import real_box_size
 
 SHAPE = (22, 34, 40)  # z, y, x
@@ -38,16 +37,25 @@ def test_cut_sphere(centre: tuple[float, float, float], size: int, invert: bool)
     """Whole and fractional places, spheres that reach beyond the volume on every side."""
     volume = random_tomogram()
     expected = oracle.cut_sphere(volume, np.array(centre), size, -1.0 if invert else 1.0)
-    found = realspace.cut_sphere(*view_bytes(volume), np.array(centre), size, invert=invert)
+    found = realspace.cut_sphere(volume, np.array(centre), size, invert=invert)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     assert np.abs(expected).max() > 0
 
 
+@pytest.mark.parametrize("dtype", [">f4", "<i2", ">i2", "<f2"])
+def test_cut_sphere_of_any_type(dtype: str) -> None:
+    """The same box, whatever type and byte order the volume has."""
+    volume = np.rint(10 * random_tomogram()).astype(dtype)
+    centre = np.array([20.4, 16.7, 1.9])
+    found = realspace.cut_sphere(volume, centre, 12, invert=True)
+    expected = realspace.cut_sphere(volume.astype(np.float32), centre, 12, invert=True)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_cut_sphere_outside_the_volume_is_empty() -> None:
     """Nothing to cut is zeros, without a division by zero."""
-    volume = view_bytes(random_tomogram())
-    found = realspace.cut_sphere(*volume, np.array([90.0, 17, 11]), 8, invert=True)
+    found = realspace.cut_sphere(random_tomogram(), np.array([90.0, 17, 11]), 8, invert=True)
     np.testing.assert_array_equal(found, 0)
 
 

@@ -670,7 +670,8 @@ def program_tables(options: oracle.Options, tomogram: oracle.Tomogram) -> FrameT
     """Return the program's tables of a tomogram."""
     weights = None
     if options.whiten:
-        profiles = [noise_weight(*view_bytes(f.image), options.s0) for f in tomogram.frames]
+        images = [view_bytes(frame.image.astype(np.float32)) for frame in tomogram.frames]
+        profiles = [noise_weight(*image, options.s0) for image in images]
         weights = np.array([spread_noise_weight(p, options.s, options.binning) for p in profiles])
     return make_frame_tables(
         box=options.s,

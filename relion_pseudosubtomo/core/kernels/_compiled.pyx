@@ -147,7 +147,7 @@ cdef int _view_binned(const float[:, ::1] samples, ps_image *view) except -1:
 
 cdef int _need_image(int64_t found) except -1:
     if found < 0:
-        raise OSError("a tilt image can no longer be read: its file was truncated or lost")
+        raise OSError("an image can no longer be read: its file was truncated or lost")
     return 0
 
 
