@@ -19,6 +19,8 @@ _SECONDS_SLICE_192 = 0.25e-3
 _SECONDS_VOLUME_96 = 8e-3
 _SECONDS_PREBIN_PIXEL = 1.2e-9
 _SECONDS_ENDS_768 = 0.03e-3
+#: The same for a pixel of an image whose noise is measured: half the blocks overlap, on both axes.
+_SECONDS_NOISE_PIXEL = 25e-9
 #: Seconds to start a tomogram, and bytes of its images read in a second, where the ranks of a node
 #: share what one of them has read.
 _SECONDS_START = 0.05
@@ -90,7 +92,10 @@ def passing_bytes(options: JobOptions, n_bytes: Sequence[int], ranks: int) -> in
 
 def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[float, float]:
     """Return the estimated cost of a task: to start it, and of each particle, in thread seconds."""
-    start = _SECONDS_START + 4.0 * _used_pixels(tomogram, task) / _BYTES_PER_SECOND
+    n_pixels = _used_pixels(tomogram, task)
+    start = _SECONDS_START + 4.0 * n_pixels / _BYTES_PER_SECOND
+    if options.whiten:
+        start += _SECONDS_NOISE_PIXEL * n_pixels
     prebin = choose_prebin(options, tomogram, task)
     if prebin > 1:
         start += _prebin_seconds(options, tomogram, task)
@@ -109,9 +114,9 @@ def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[f
 def seconds_beside(options: JobOptions, tomogram: Tomogram, task: Task) -> float:
     """Return the estimated cost of starting a task on a node where another rank has started it.
 
-    Mapped images are in the page cache then; those that a rank holds itself cost the same again.
+    Mapped images are in the page cache then; what a rank makes or holds itself costs as before.
     """
-    if options.preload or choose_prebin(options, tomogram, task) > 1:
+    if options.preload or options.whiten or choose_prebin(options, tomogram, task) > 1:
         return task_seconds(options, tomogram, task)[0]
     return _SECONDS_START
 

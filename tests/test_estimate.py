@@ -28,7 +28,12 @@ def test_beside_another_rank_mapped_images_cost_nothing_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"preload": True}, {"prebin": True, "binning": 4.0, "box": 192, "crop": 96}]
+    "changes",
+    [
+        {"preload": True},
+        {"whiten": True},
+        {"prebin": True, "binning": 4.0, "box": 192, "crop": 96},
+    ],
 )
 def test_images_of_its_own_cost_a_rank_the_same_anywhere(changes: dict[str, object]) -> None:
     """Read in full, or made smaller, by every rank for itself."""
@@ -36,6 +41,16 @@ def test_images_of_its_own_cost_a_rank_the_same_anywhere(changes: dict[str, obje
     task = make_task(500)
     assert (choose_prebin(options, tomogram, task) > 1) == ("prebin" in changes)
     assert seconds_beside(options, tomogram, task) == task_seconds(options, tomogram, task)[0]
+
+
+def test_the_noise_of_an_image_costs_more_than_reading_it() -> None:
+    """Its spectra are averaged by each rank that starts the tomogram."""
+    tomogram, task = make_tomogram(image_size_xy=(3000, 3000)), make_task(5)
+    plain, whitened = (
+        task_seconds(make_options(whiten=whiten), tomogram, task) for whiten in (False, True)
+    )
+    assert whitened[0] > 2 * plain[0]
+    assert whitened[1] == plain[1]
 
 
 def test_a_particle_costs_by_what_is_seen_of_it() -> None:

@@ -19,7 +19,8 @@ LEAST_WORK_PER_START = 2.0
 #: The same near the end, where less is left for one more rank: below it the rank stays idle.
 LEAST_HELP_PER_START = 0.5
 
-#: A range of a task that the rank has loaded already costs at least this many times a loading.
+#: A range of a task that costs the rank no loading, because it has started it already or shares the
+#: page cache with one that has, costs at least this many times a loading.
 LEAST_WORK_AT_HAND = 0.25
 
 #: The share of an equal part of what is left that a range of a task gets.
@@ -46,8 +47,8 @@ class TaskCost:
     ranges : tuple of (int, int)
         Items that are to be done, as ranges [start, stop).
     start_beside : float or None
-        Cost of starting it on a rank beside one, on the same node, that has started it; None: the
-        same as anywhere else.
+        Cost of starting it on a rank beside one, on the same node, that has started it, if less;
+        None: the same as anywhere else.
     """
 
     start: float
@@ -83,6 +84,9 @@ class Scheduler:
         self._n_ranks = n_ranks
         self._split = split
         self._nodes = nodes or {}
+        self._ranks_of: defaultdict[str | int, list[int]] = defaultdict(list)
+        for rank, node in self._nodes.items():
+            self._ranks_of[node].append(rank)
         self._waiting: dict[int, list[tuple[int, int]]] = {}
         self._heap: list[tuple[float, int]] = []
         self._held: dict[int, list[Piece]] = {}
@@ -172,7 +176,8 @@ class Scheduler:
         if not self._split:
             return None
         node = self._node(rank)
-        beside = [task for task in self._waiting if self._at_work[task][node]]
+        started = sorted({self._last_task.get(other, -1) for other in self._ranks_of[node]})
+        beside = [task for task in started if task in self._waiting]
         helped = [task for task in beside if self._helps(task, self._start_on(node, task))]
         return max(helped, key=self._cost_waiting, default=None)
 
@@ -184,7 +189,7 @@ class Scheduler:
         cost = self._costs[task]
         if cost.start_beside is None or not self._at_work[task][node]:
             return cost.start
-        return cost.start_beside
+        return min(cost.start, cost.start_beside)
 
     def _helps(self, task: int, start: float) -> bool:
         """Whether it is worth while that one more rank starts a task, at this cost."""

@@ -83,8 +83,22 @@ def tasks(draw: st.DrawFn) -> list[TaskCost]:
     """Draw tasks, cheap and dear, some done in part or whole."""
     cost = st.floats(0, 10, allow_subnormal=False)
     return draw(
-        st.lists(st.builds(TaskCost, start=cost, item=cost, ranges=missing_ranges()), max_size=12)
+        st.lists(
+            st.builds(
+                TaskCost,
+                start=cost,
+                item=cost,
+                ranges=missing_ranges(),
+                start_beside=st.none() | cost,
+            ),
+            max_size=12,
+        )
     )
+
+
+def three_nodes(n_ranks: int) -> dict[int, str]:
+    """Return the nodes of ranks that are dealt out to three of them."""
+    return {rank: f"node{rank % 3}" for rank in range(n_ranks)}
 
 
 @given(costs=tasks(), n_ranks=st.integers(1, 20), split=st.booleans(), seed=st.integers(0, 999))
@@ -94,7 +108,7 @@ def test_every_item_is_handed_out_once(
 ) -> None:
     """Whoever asks, and whenever ranks are done; without splitting a task stays with one rank."""
     draw = random.Random(seed)
-    scheduler = Scheduler(costs, n_ranks, split=split)
+    scheduler = Scheduler(costs, n_ranks, split=split, nodes=three_nodes(n_ranks))
     handed: list[tuple[int, Piece]] = []
     held: list[tuple[int, Piece]] = []
     for _ in steps_while(lambda: scheduler.has_waiting):
@@ -123,7 +137,7 @@ def test_what_a_lost_rank_held_is_handed_out_again_once(
 ) -> None:
     """Any ranks but one may die at any time: in the end every item is finished by a living rank."""
     draw = random.Random(seed)
-    scheduler = Scheduler(costs, n_ranks, split=split)
+    scheduler = Scheduler(costs, n_ranks, split=split, nodes=three_nodes(n_ranks))
     living = list(range(n_ranks))
     held: dict[int, list[Piece]] = {rank: [] for rank in living}
     finished: list[Piece] = []
