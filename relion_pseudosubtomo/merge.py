@@ -25,7 +25,7 @@ def text_column(values: NDArray | list, form: str = "{}") -> NDArray[np.object_]
     out = np.empty(len(values), dtype=object)
     # plain numbers: NumPy's own take twice as long to write
     plain = values.tolist() if isinstance(values, np.ndarray) else values
-    out[:] = [form.format(value) for value in plain]
+    out[:] = list(map(form.format, plain))
     return out
 
 

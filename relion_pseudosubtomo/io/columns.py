@@ -14,12 +14,12 @@ from relion_pseudosubtomo.io.star import StarTable
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-_ABSENT = frozenset({"", "None"})
+_ABSENT = frozenset({"", "None", None})
 
 
 def is_absent(text: str | None) -> bool:
     """Return whether a value counts as not there: an empty string, or the word None."""
-    return text is None or text in _ABSENT
+    return text in _ABSENT
 
 
 def has_columns(table: StarTable, labels: Sequence[str]) -> bool:
@@ -41,7 +41,7 @@ def texts(table: StarTable, label: str) -> list[str | None]:
     column = table.columns.get(label)
     if column is None:
         return [None] * table.n_rows
-    return [None if is_absent(text) else text for text in column]
+    return [None if text in _ABSENT else text for text in column]
 
 
 def report_rows(
