@@ -177,7 +177,7 @@ def test_efficiency_of_known_times(parts: ModuleType) -> None:
 
 
 def test_efficiency_of_whole_runs(parts: ModuleType, tmp_path: Path) -> None:
-    """By medians, and by the mean of the repeats with its standard error."""
+    """By medians, and by means with their standard error."""
     settings = parts.session.Settings(None, (2, 4), 3, tmp_path, tmp_path)
     session, way = parts.session.Session(settings), parts.configurations.TWO_RANKS
     for name, n, walls in (
@@ -190,9 +190,9 @@ def test_efficiency_of_whole_runs(parts: ModuleType, tmp_path: Path) -> None:
         session.runs[parts.session.Key("A", name, n)] = runs
     assert session.efficiency("A", way) == pytest.approx(2 / (2 * 2))
     mean, error = session.paired_efficiency("A", way)
-    ratios = np.array([1, 0.5, 1])
-    assert mean == pytest.approx(ratios.mean())
-    assert error == pytest.approx(ratios.std(ddof=1) / np.sqrt(3))
+    assert mean == pytest.approx(8 / (2 * 5))
+    without = np.array([6 / (2 * 4), 6 / (2 * 3), 4 / (2 * 3)])
+    assert error == pytest.approx(np.sqrt(2 / 3 * np.sum((without - without.mean()) ** 2)))
     assert session.paired_efficiency("B", way) is None
 
 

@@ -179,15 +179,17 @@ class Session:
         return None if one is None or two is None else one.wall / (2 * two.wall)
 
     def paired_efficiency(self, section: str, way: Way) -> tuple[float, float] | None:
-        """Return the efficiency as the mean of the repeats, and its standard error.
+        """Return the efficiency by the means of the repeats, and its standard error.
 
-        Each repeat by itself, its runs minutes apart at most: how sure the figure is.
+        The error is the jackknife's: how much the figure owes to single repeats.
         """
         one, two = self._slopes(section, way.alone.name), self._slopes(section, way.name)
-        ratios = [alone / (2 * together) for alone, together in zip(one, two, strict=False)]
-        if len(ratios) < 2:
+        n = len(one)
+        if n < 2 or n != len(two):
             return None
-        return statistics.mean(ratios), statistics.stdev(ratios) / len(ratios) ** 0.5
+        without = [(sum(one) - a) / (2 * (sum(two) - b)) for a, b in zip(one, two, strict=True)]
+        error = (n - 1) ** 0.5 * statistics.pstdev(without)
+        return sum(one) / (2 * sum(two)), error
 
     def _slopes(self, section: str, way: str) -> list[float]:
         """Return what one more particle takes in wall time, by repeat."""
@@ -195,8 +197,10 @@ class Session:
         if len(counts) < 2:
             return []
         few, many = (self.runs[Key(section, way, n)] for n in counts[:2])
+        if len(few) != len(many):  # one of them failed once
+            return []
         n = counts[1] - counts[0]
-        return [(more.wall - less.wall) / n for less, more in zip(few, many, strict=False)]
+        return [(more.wall - less.wall) / n for less, more in zip(few, many, strict=True)]
 
     # What is measured
 
