@@ -32,6 +32,8 @@ _BASE_MEMORY = 110e6
 _TABLE_CELL_MEMORY = 160.0
 #: What finished half maps and their FSC take at once, by half-complex voxel.
 _FINISH_MEMORY = 190.0
+#: What a thread takes to measure the noise of an image, by pixel of a window.
+_NOISE_MEMORY = 50.0
 
 
 def particle_bytes(options: JobOptions, tomogram: Tomogram, n_visible: int) -> tuple[int, ...]:
@@ -187,6 +189,7 @@ def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int
     tables = max((t.n_frames for t in tomograms), default=0) * 4 * slice_size
     tables *= 2 if options.whiten else 1
     images = max((_image_memory(options, t, threads) for t in tomograms), default=0.0)
+    images += threads * _NOISE_MEMORY * options.window**2 if options.whiten else 0.0
     images += _average_memory(options, threads)
     return _BASE_MEMORY + threads * workspace + 2 * tables + images
 

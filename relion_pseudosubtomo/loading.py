@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,7 +65,7 @@ def load_tomogram(
     prebin : int
         Factor q of the binned images that are made too; 1: none are.
     threads : int
-        Threads that make them.
+        Threads that make them, and measure the noise of images.
     """
     if options.preload:
         images = list(mrc.read_series(tomogram.frames, np.flatnonzero(used).tolist()))
@@ -93,7 +95,7 @@ def prepare_images(
         As for `load_tomogram`.
     """
     ready = TiltImages.from_arrays(images)
-    noise = _noise_weights(options, ready, used) if options.whiten else None
+    noise = _noise_weights(options, ready, used, threads) if options.whiten else None
     tables = make_frame_tables(
         box=options.box,
         binned_pixel_size=options.binning * tomogram.pixel_size,
@@ -134,10 +136,14 @@ def prepare_images(
 
 
 def _noise_weights(
-    options: JobOptions, images: TiltImages, used: NDArray[np.bool_]
+    options: JobOptions, images: TiltImages, used: NDArray[np.bool_], threads: int
 ) -> NDArray[np.float32]:
     noise = np.zeros((len(used), options.box // 2 + 1, options.box), np.float32)
-    for f in np.flatnonzero(used).tolist():
+
+    def measure(f: int) -> None:
         weight = noise_weight(images.image_bytes[f], images.modes[f], options.window)
         noise[f] = spread_noise_weight(weight, options.box, options.binning)
+
+    with ThreadPoolExecutor(threads) as pool:
+        deque(pool.map(measure, np.flatnonzero(used).tolist()), maxlen=0)  # errors are raised
     return noise

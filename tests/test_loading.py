@@ -144,10 +144,22 @@ def test_preloaded_images_may_be_prebinned(project: ProjectCopy) -> None:
     assert written(Path("preloaded"), ".mrc") == written(Path("out"), ".mrc")
 
 
-def test_private_memory_stays_below_what_the_plan_says(project: ProjectCopy) -> None:
+def test_noise_is_the_same_for_any_threads(project: ProjectCopy) -> None:
+    """Threads share the images whose noise is measured."""
+    assert run(*BIN_4, "--whiten", threads=1) == 0
+    assert run(*BIN_4, "--whiten", output="threads/", threads=3) == 0
+    assert written(Path("threads"), ".mrc") == written(Path("out"), ".mrc")
+
+
+@pytest.mark.parametrize(
+    "words", [["--b", "1024", "--bin", "2"], ["--b", "48", "--bin", "2", "--whiten"]]
+)
+def test_private_memory_stays_below_what_the_plan_says(
+    words: list[str], project: ProjectCopy
+) -> None:
     """In a process of its own, for larger boxes: the measured figure is below, and not far."""
     command = [sys.executable, "-m", "relion_pseudosubtomo", *INPUT, "--o", "out/", "--j", "2"]
-    command += ["--b", "1024", "--crop", "48", "--bin", "2"]
+    command += [*words, "--crop", "48"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     (stated,) = re.findall(r"Private memory: about (\S+) GB", done.stdout)
     (measured,) = read_summary(Path("out"))["private_memory"].values()

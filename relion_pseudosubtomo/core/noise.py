@@ -48,6 +48,8 @@ def _mean_power(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Float
     block = scratch.zeros((window, window), np.float32)
     transform = scratch.zeros((window, window // 2 + 1), np.complex64)
     plan = fft.plan_forward(block, transform, axes=(0, 1))
+    parts = transform.view(np.float32).reshape(*transform.shape, 2)
+    squares, total = np.empty(parts.shape), np.empty(transform.shape)
     power = np.zeros(transform.shape)
     height, width = image_bytes.view(kernels.IMAGE_DTYPES[mode]).shape
     step, n_blocks = window // 2, 0
@@ -55,7 +57,8 @@ def _mean_power(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Float
         for x in range(0, width - window + 1, step):
             kernels.copy_rows(image_bytes, mode, np.array([x, y]), 0, block)
             plan.execute()
-            power += transform.real.astype(np.float64) ** 2 + transform.imag.astype(np.float64) ** 2
+            np.square(parts, out=squares, dtype=np.float64)
+            power += np.add(squares[..., 0], squares[..., 1], out=total)
             n_blocks += 1
     return power / (n_blocks * window**2)
 
