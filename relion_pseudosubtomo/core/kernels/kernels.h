@@ -16,7 +16,8 @@ typedef struct {
     int64_t height, width, row_bytes;
 } ps_image;
 
-#define PS_MAX_TAPS 128 /* longest filter; checked by the callers */
+/* Checked by the callers: longest side of a binned box, of a window, longest filter. */
+enum { PS_MAX_LINE = 8192, PS_MAX_WINDOW = 65536, PS_MAX_TAPS = 128 };
 
 /* A symmetric filter of an odd number of taps, of which every factor-th result is wanted. */
 typedef struct {
@@ -27,12 +28,24 @@ typedef struct {
 /* Coefficients of the CTF phase in turns: constant, kx^2, kx ky, ky^2, k^4 (k in 1/A). */
 typedef struct { double constant, xx, xy, yy, k4; } ps_ctf;
 
+/* ---- pixels.c ---------------------------------------------------------------------------------- */
+
 /* Installs the handler that lets ps_copy_rows survive a mapped file that is truncated. */
 void ps_catch_bus_errors(void);
+
+/* ---- windows.c --------------------------------------------------------------------------------- */
 
 /* Returns -1 where the image cannot be read, as all that read one. */
 int64_t ps_copy_rows(const ps_image *image, int64_t corner_x, int64_t corner_y, int64_t parts,
                      int64_t row_length, int64_t n_rows, float *rows);
+
+void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t length,
+                  const float *factors, int64_t n_columns, int64_t first_row, int64_t column_stride,
+                  float *columns);
+
+void ps_fold_rows(const float *rows_fs, int64_t n_rows, int64_t n, const float *factors, float *rows);
+
+/* ---- prebinning.c ------------------------------------------------------------------------------ */
 
 /* Floats of scratch that the two that follow need, for small lines of n samples. */
 int64_t ps_binning_scratch(const ps_filter *filter, int64_t n);
@@ -44,21 +57,19 @@ int64_t ps_cut_binned(const ps_image *image, const ps_image *binned, const ps_fi
                       int64_t margin, int64_t corner_x, int64_t corner_y, int64_t n, float *scratch,
                       float *window);
 
-void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t length,
-                  const float *factors, int64_t n_columns, int64_t first_row, int64_t column_stride,
-                  float *columns);
+/* ---- weighting.c ------------------------------------------------------------------------------- */
 
 /* Fills gain exp(2 pi i cycles k) along x, k = 0 .. s/2, and factor times that along y, s numbers in FFT
  * order; cycles are those along x and y. */
 void ps_make_ramps(const double *cycles, const double *gain, int64_t s, double factor, float *ramp_x,
                    float *ramp_y);
 
-void ps_fold_rows(const float *rows_fs, int64_t n_rows, int64_t n, const float *factors, float *rows);
-
 void ps_weight_slice(const float *columns, int64_t column_length, int64_t s, const float *ramp_x,
                      const float *ramp_y, float sign, const ps_ctf *ctf, const double *kx,
                      const double *ky, const float *gain, const double *even, const float *odd,
                      const float *noise, float *slice, float *weight);
+
+/* ---- real_rows.c ------------------------------------------------------------------------------- */
 
 void ps_pack_rows(const float *columns, int64_t column_stride, int64_t s, int64_t n_pairs,
                   float *pairs);
@@ -70,6 +81,8 @@ void ps_mask_pairs(float *pairs, int64_t s, int64_t n, int64_t n_pairs, double t
                    const int32_t *inside, double n_outside, int subtract, const float *taper);
 
 void ps_crop_pairs(const float *pairs, int64_t s, int64_t n, float *image);
+
+/* ---- insertion.c ------------------------------------------------------------------------------- */
 
 void ps_insert_slice(const float *slice, const float *weight, int64_t s, const int32_t *last_x,
                      const double *u, const double *v, double scale, int64_t n, float *volume);

@@ -1,0 +1,15 @@
+/* One build serves every x86-64 CPU: the loops are compiled for three instruction sets and the best
+ * is chosen at load time. Contraction to fused multiply-add is off, so all give the same bits. */
+#ifndef PSEUDOSUBTOMO_INSTRUCTION_SETS_H
+#define PSEUDOSUBTOMO_INSTRUCTION_SETS_H
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define PS_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#define PS_HAVE_F16C 1
+#else
+#define PS_CLONES
+#endif
+
+#define PS_INLINE static inline __attribute__((always_inline)) /* part of each of a loop's versions */
+
+#endif
