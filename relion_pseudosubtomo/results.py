@@ -28,7 +28,6 @@ from relion_pseudosubtomo.plan import Plan
 from relion_pseudosubtomo.positions import FOLDER, position_columns, project_particles
 from relion_pseudosubtomo.preflight import JobInput
 from relion_pseudosubtomo.summary import RunSummary
-from relion_pseudosubtomo.worker import make_folder
 
 
 def write_sums(options: JobOptions, voxel_size: float, sums: Sums) -> None:
@@ -90,7 +89,7 @@ def write_positions(options: JobOptions, job: JobInput, plan: Plan) -> None:
         options, job.tomogram_set, job.particle_set, job.trajectories, plan
     ):
         path = folder / f"{projected.tomogram.name}.star"
-        make_folder(path.parent)
+        atomic.make_folder(path.parent)
         columns = position_columns(projected, names[projected.rows])
         star.write_star(path, [star.StarTable("positions", columns)])
 

@@ -22,6 +22,11 @@ class Share:
         As for `Worker.begin`.
     sums : Accumulators
         What the threads add up.
+
+    Attributes
+    ----------
+    result, sums
+        As given.
     """
 
     def __init__(
@@ -33,7 +38,7 @@ class Share:
         sums: Accumulators,
     ) -> None:
         self.sums = sums
-        self._result = result
+        self.result = result
         self._indices = indices
         self._stop = stop
         self._on_particle = on_particle
@@ -56,14 +61,14 @@ class Share:
     def count(self, n_bytes: int, n_clipped: int, seconds_writing: float) -> None:
         """Count one finished particle."""
         with self._lock:
-            self._result.n_particles += 1
-            self._result.bytes_written += n_bytes
-            self._result.n_clipped += n_clipped
-            self._result.seconds_writing += seconds_writing
+            self.result.n_particles += 1
+            self.result.bytes_written += n_bytes
+            self.result.n_clipped += n_clipped
+            self.result.seconds_writing += seconds_writing
         self._on_particle()
 
     def count_not_finite(self, n: int) -> None:
         """Count pixels that were NaN or infinite."""
         if n:
             with self._lock:
-                self._result.n_not_finite += n
+                self.result.n_not_finite += n

@@ -12,11 +12,11 @@ from relion_pseudosubtomo import labels, merge
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings
 from relion_pseudosubtomo.io import hdf5, mrc, particles
+from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.containers import JOINED
 from relion_pseudosubtomo.io.optimisation_set import resolve, write_optimisation_set
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
-from relion_pseudosubtomo.worker import make_folder
 
 
 def unpack(directory: str) -> int:

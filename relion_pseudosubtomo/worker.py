@@ -10,20 +10,19 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.accumulate import Accumulators
-from relion_pseudosubtomo.core import realspace, volumes
+from relion_pseudosubtomo.core import realspace
 from relion_pseudosubtomo.core.aberrations import aberration_phase
 from relion_pseudosubtomo.core.frames import slice_frequencies
 from relion_pseudosubtomo.core.geometry import depths_from_centre
 from relion_pseudosubtomo.core.inputs import Aberrations, ExtractionSettings, ParticleView
-from relion_pseudosubtomo.core.subtomogram import ParticleExtractor, Subtomogram
-from relion_pseudosubtomo.errors import InputError, OutputError
+from relion_pseudosubtomo.core.subtomogram import ParticleExtractor
+from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.io.containers import ContainerStore, ContainerWriter
 from relion_pseudosubtomo.loading import LoadedTomogram, load_tomogram
@@ -36,20 +35,17 @@ from relion_pseudosubtomo.model import (
     TomogramSet,
 )
 from relion_pseudosubtomo.model.particle_set import Columns
-from relion_pseudosubtomo.options import (
-    ALL_TILTS,
-    WITHOUT_CTF,
-    JobOptions,
-    particle_file,
-    real_box_size,
+from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, real_box_size
+from relion_pseudosubtomo.particle_files import (
+    OutputFile,
+    ParticleWriter,
+    spread_frames,
+    volume_files,
 )
 from relion_pseudosubtomo.placement import Placement, place_particles
 from relion_pseudosubtomo.report.collect import Collector
 from relion_pseudosubtomo.report.store import ReportStore
 from relion_pseudosubtomo.share import Share
-
-#: (suffix, array, voxel size) of one output file.
-OutputFile = tuple[str, NDArray[np.float32], float]
 
 
 @dataclass(frozen=True)
@@ -121,8 +117,6 @@ class BegunTask:
 
     Attributes
     ----------
-    result : TaskResult
-        Complete once the task is finished.
     began : float
         When it was loaded, by `time.perf_counter`.
     share : Share
@@ -135,7 +129,6 @@ class BegunTask:
         One a thread.
     """
 
-    result: TaskResult
     began: float
     share: Share
     open_files: ExitStack
@@ -231,10 +224,11 @@ class Worker:
         result.seconds_loading = time.perf_counter() - started
         sums = Accumulators(self._job.options, self._settings.average_scale)
         share = Share(result, iter(range(len(task))), stop, on_particle, sums)
-        begun = BegunTask(result, time.perf_counter(), share, ExitStack(), collector)
+        begun = BegunTask(time.perf_counter(), share, ExitStack(), collector)
         container = begun.open_files.enter_context(self._open_container(task))
+        writer = ParticleWriter(self._job.options, task, container)
         begun.jobs += [
-            self._pool.submit(self._do_share, task, share, extract, collector, container)
+            self._pool.submit(self._do_share, task, share, extract, collector, writer)
             for _ in range(min(self._threads, len(task)))
         ]
         return begun
@@ -250,7 +244,7 @@ class Worker:
         begun.wait()
         for job in begun.jobs:
             job.result()
-        result = begun.result
+        result = begun.share.result
         if begun.collector is not None:
             begun.collector.write(ReportStore(self._job.options.output), result.n_particles)
         result.sums = begun.share.sums.finish()
@@ -282,7 +276,7 @@ class Worker:
         share: Share,
         extract: Callable[[int, Share], list[OutputFile]],
         collector: Collector | None,
-        container: ContainerWriter | None,
+        writer: ParticleWriter,
     ) -> None:
         """Extract and write particles until none is left; runs in each thread."""
         try:
@@ -293,7 +287,7 @@ class Worker:
                 if collector is not None:
                     collector.add(i, files[0][1])
                 started = time.perf_counter()
-                n_bytes, n_clipped = self._save(task, i, files, container)
+                n_bytes, n_clipped = writer.write(i, files)
                 share.count(n_bytes, n_clipped, time.perf_counter() - started)
         except BaseException:
             share.fail()
@@ -406,40 +400,6 @@ class Worker:
             self._aberrations[group] = Aberrations(even, odd)
         return self._aberrations[group]
 
-    def _save(
-        self, task: Task, i: int, files: list[OutputFile], container: ContainerWriter | None
-    ) -> tuple[int, int]:
-        """Write one particle wherever it goes; return bytes and clipped values."""
-        options = self._job.options
-        n_bytes, n_clipped = (0, 0) if options.no_mrc else self._write(task.stems[i], files)
-        if container is not None:
-            results = files[: len(options.result_suffixes)]  # behind them are those of dialects
-            kept = [mrc.store_values(array, float16=options.float16) for _, array, _ in results]
-            for (suffix, _, _), stored in zip(results, kept, strict=True):
-                n_bytes += container.write(task.first + i, suffix, stored)
-            if options.no_mrc:  # else they are counted already
-                n_clipped = sum(stored.n_clipped for stored in kept)
-        return n_bytes, n_clipped
-
-    def _write(self, stem: str, files: list[OutputFile]) -> tuple[int, int]:
-        """Write the files of one particle; return bytes and clipped values."""
-        options = self._job.options
-        n_bytes = n_clipped = 0
-        paths = [Path(options.output, particle_file(stem, suffix)) for suffix, _, _ in files]
-        for folder in dict.fromkeys(path.parent for path in paths):
-            make_folder(folder)
-        for path, (suffix, array, voxel) in zip(paths, files, strict=True):
-            written, clipped = mrc.write_mrc(
-                path,
-                array,
-                voxel_size=voxel,
-                is_stack=suffix.endswith(".mrcs"),
-                float16=options.float16,
-            )
-            n_bytes += written
-            n_clipped += clipped
-        return n_bytes, n_clipped
-
 
 def extraction_settings(options: JobOptions) -> ExtractionSettings:
     """Return what is done to every particle."""
@@ -468,44 +428,6 @@ def images_may_fail(tomogram: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"Images of {tomogram} could not be read: {reason}") from error
-
-
-def make_folder(path: Path) -> None:
-    """Make an output folder and those above it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path} could not be made: {error.strerror}") from error
-
-
-def volume_files(options: JobOptions, subtomogram: Subtomogram, voxel: float) -> list[OutputFile]:
-    """Return every file of a 3D particle (spec 2.10, 3.2)."""
-    data, weight = subtomogram.data, subtomogram.weight
-    multiplicity = subtomogram.multiplicity
-    files: list[OutputFile] = [("_data.mrc", data, voxel)]
-    if not options.no_comb:
-        files.append(("_weights.mrc", subtomogram.weights, 1 / voxel))
-    if options.ctf:
-        files.append(("_CTF2.mrc", volumes.expand_centred(weight), 1 / voxel))
-    if options.multi:
-        files.append(("_multi.mrc", volumes.expand_centred(multiplicity), 1 / voxel))
-    if options.div:
-        centre = not options.no_center
-        divided = volumes.tapered_division(data, weight, options.snr, options.taper, centre=centre)
-        files.append(("_div.mrc", divided, voxel))
-    if options.nrm:
-        normalised = volumes.normalise_by_multiplicity(data, multiplicity)
-        weight_normalised = volumes.divide_or_zero(weight, multiplicity)
-        files.append(("_data_nrm.mrc", normalised, voxel))
-        files.append(("_CTF2_nrm.mrc", volumes.expand_centred(weight_normalised), 1 / voxel))
-    return files
-
-
-def spread_frames(stack: NDArray[np.float32], visible: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return a stack of all frames from that of the visible ones, the others filled with zeros."""
-    spread = np.zeros((len(visible), *stack.shape[1:]), stack.dtype)
-    spread[visible] = stack
-    return spread
 
 
 def particle_views(tomogram: Tomogram, task: Task, placed: Placement) -> list[ParticleView]:

@@ -160,7 +160,7 @@ def test_an_abandoned_task_takes_no_further_particle() -> None:
     files = ExitStack()
     files.callback(lambda: closed.append(result.n_particles))
     with ThreadPoolExecutor(1) as pool:
-        begun = BegunTask(result, 0.0, share, files, None, [pool.submit(take)])
+        begun = BegunTask(0.0, share, files, None, [pool.submit(take)])
         assert in_hand.wait(5)
         threading.Timer(0.05, may_end.set).start()
         begun.abandon()

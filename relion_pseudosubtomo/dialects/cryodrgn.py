@@ -18,6 +18,7 @@ from relion_pseudosubtomo.dialects.tables import (
     write_project_set,
     xyz_columns,
 )
+from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.particles import write_particle_file
 from relion_pseudosubtomo.io.star import StarTable, write_star
 from relion_pseudosubtomo.merge import output_path, text_column
@@ -25,7 +26,6 @@ from relion_pseudosubtomo.model import Tomogram
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import WITHOUT_CTF, JobOptions, particle_file
 from relion_pseudosubtomo.positions import image_names
-from relion_pseudosubtomo.worker import make_folder
 
 NAME = "cryodrgn"
 

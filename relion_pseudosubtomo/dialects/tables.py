@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.optimisation_set import write_optimisation_set
 from relion_pseudosubtomo.merge import output_path, text_column
 from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, Tomogram, TomogramSet
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import DIALECT_FOLDERS, JobOptions
 from relion_pseudosubtomo.plan import Plan
-from relion_pseudosubtomo.worker import make_folder
 
 Floats = NDArray[np.floating]
 

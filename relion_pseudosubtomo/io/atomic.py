@@ -1,4 +1,4 @@
-"""Files that appear under their final name only when they are whole (spec 3)."""
+"""Files that appear under their final name only when they are whole, and folders (spec 3)."""
 
 from __future__ import annotations
 
@@ -55,3 +55,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises
+    ------
+    OutputError
+        Where it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path} could not be made: {error.strerror}") from error

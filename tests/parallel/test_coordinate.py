@@ -24,6 +24,7 @@ from relion_pseudosubtomo.parallel.coordinate import (
 from relion_pseudosubtomo.parallel.runner import Control, Runner
 from relion_pseudosubtomo.parallel.schedule import Scheduler, TaskCost
 from relion_pseudosubtomo.parallel.work import Outcome, Piece
+from relion_pseudosubtomo.parallel.world import LocalPool
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -215,6 +216,18 @@ def items_done(news: Sequence[News]) -> Counter[tuple[int, int]]:
 def all_items(*n_items: int) -> Counter[tuple[int, int]]:
     """Return every item of tasks of these sizes, once."""
     return Counter((task, i) for task, n in enumerate(n_items) for i in range(n))
+
+
+@pytest.mark.parametrize(("node", "helps"), [("a", True), ("b", False)])
+def test_the_pool_tells_which_ranks_share_a_node(node: str, helps: bool) -> None:
+    """A rank takes part in the little that is left where starting beside another costs little."""
+    work, others = FakeWork(), FakeRanks(1)
+    work.may_go_on.set()
+    others.nodes = {0: "a", 1: node}
+    pool = LocalPool(lambda shared, n_sharing: work, others)
+    costs = [TaskCost(10, 1, ((0, 35),), start_beside=0.1)]
+    list(pool.run(None, costs, describe, split=True, stop=lambda: False))
+    assert bool(others.n_begun[1]) == helps
 
 
 @pytest.mark.parametrize("split", [True, False])
