@@ -40,7 +40,7 @@ def time_particles(
     """Return `Share.take_particles` with a lap for every particle that was taken."""
 
     def take_timed(share: Share) -> Iterator[int]:
-        worker, task = threading.get_native_id(), share._result
+        worker, task = threading.get_native_id(), share.result
         before = look()
         for i in take(share):
             yield i
