@@ -6,7 +6,7 @@ import numpy
 from setuptools import Extension, setup
 
 KERNELS = Path("relion_pseudosubtomo/core/kernels")
-SOURCES = ["pixels", "windows", "prebinning", "weighting", "real_rows", "insertion"]
+SOURCES = ["pixels", "windows", "prebinning", "weighting", "real_rows", "insertion", "noise"]
 
 setup(
     ext_modules=[

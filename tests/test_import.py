@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
+
+from relion_pseudosubtomo.core import kernels
 
 #: Imports every module under an audit hook and prints what it caught.
 IMPORT_ALL = """
@@ -73,3 +78,12 @@ def test_kernels_that_cannot_be_loaded_are_replaced(error: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert "cannot be used (FFTW size changed)" in done.stderr
     assert "reinstall the package" in done.stderr
+
+
+def test_the_kernels_are_compiled_where_that_is_possible() -> None:
+    """A build that fails leaves a package that works, and is slow: no other test would fail."""
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    if shutil.which(compiler) is None or not headers.exists():
+        pytest.skip(f"compiled kernels need {compiler} and {headers}")
+    assert kernels.IS_COMPILED

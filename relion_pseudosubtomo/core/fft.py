@@ -29,15 +29,31 @@ def padded_columns(n_columns: int, length: int) -> NDArray[np.complex64]:
     return scratch.zeros((n_columns, length + 8), np.complex64)[:, :length]
 
 
+def aligned_rows(n_rows: int, length: int) -> NDArray[np.complex64]:
+    """Return zeroed rows of complex numbers, each beginning with a cache line of its own.
+
+    So a plan for some of them serves as many others. They lie an odd number of cache lines apart,
+    for the reason that `padded_columns` has.
+    """
+    n_lines = -(-length // 8) | 1
+    return scratch.zeros((n_rows, 8 * n_lines), np.complex64)[:, :length]
+
+
 def padded_planes(n_planes: int, n_rows: int, length: int) -> NDArray[np.complex64]:
     """Return zeroed planes of rows, [plane, row, place], apart as `padded_columns` are."""
     planes = scratch.zeros((n_planes, n_rows * length + 8), np.complex64)
     return planes[:, : n_rows * length].reshape(n_planes, n_rows, length)
 
 
-def plan_forward(source: NDArray, target: NDArray, axes: tuple[int, ...] = (-1,)) -> Plan:
+def plan_forward(
+    source: NDArray,
+    target: NDArray,
+    axes: tuple[int, ...] = (-1,),
+    *,
+    keeps_source: bool = False,
+) -> Plan:
     """Return a plan of the forward transform, real or complex by the arrays' types."""
-    return _plan(source, target, axes, "FFTW_FORWARD")
+    return _plan(source, target, axes, "FFTW_FORWARD", keeps_source=keeps_source)
 
 
 def plan_backward(source: NDArray, target: NDArray, axes: tuple[int, ...] = (-1,)) -> Plan:
@@ -45,15 +61,16 @@ def plan_backward(source: NDArray, target: NDArray, axes: tuple[int, ...] = (-1,
     return _plan(source, target, axes, "FFTW_BACKWARD")
 
 
-def _plan(source: NDArray, target: NDArray, axes: tuple[int, ...], direction: str) -> Plan:
-    return pyfftw.FFTW(
-        source,
-        target,
-        axes=axes,
-        direction=direction,
-        flags=("FFTW_ESTIMATE", "FFTW_DESTROY_INPUT"),
-        threads=1,
-    )
+def _plan(
+    source: NDArray,
+    target: NDArray,
+    axes: tuple[int, ...],
+    direction: str,
+    *,
+    keeps_source: bool = False,
+) -> Plan:
+    flags = ("FFTW_ESTIMATE",) if keeps_source else ("FFTW_ESTIMATE", "FFTW_DESTROY_INPUT")
+    return pyfftw.FFTW(source, target, axes=axes, direction=direction, flags=flags, threads=1)
 
 
 def forward_3d(volume: NDArray[np.float32]) -> NDArray[np.complex64]:

@@ -45,22 +45,26 @@ def noise_weight(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Floa
 
 
 def _mean_power(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Floats:
-    block = scratch.zeros((window, window), np.float32)
-    transform = scratch.zeros((window, window // 2 + 1), np.complex64)
-    plan = fft.plan_forward(block, transform, axes=(0, 1))
-    parts = transform.view(np.float32).reshape(*transform.shape, 2)
-    squares, total = np.empty(parts.shape), np.empty(transform.shape)
-    power = np.zeros(transform.shape)
+    """Return the mean power of blocks that half overlap, shape (window, window // 2 + 1).
+
+    Blocks above each other share rows, whose transforms are made once.
+    """
     height, width = image_bytes.view(kernels.IMAGE_DTYPES[mode]).shape
-    step, n_blocks = window // 2, 0
-    for y in range(0, height - window + 1, step):
-        for x in range(0, width - window + 1, step):
-            kernels.copy_rows(image_bytes, mode, np.array([x, y]), 0, block)
-            plan.execute()
-            np.square(parts, out=squares, dtype=np.float64)
-            power += np.add(squares[..., 0], squares[..., 1], out=total)
-            n_blocks += 1
-    return power / (n_blocks * window**2)
+    tops, lefts = (range(0, size - window + 1, window // 2) for size in (height, width))
+    strip_rs = scratch.zeros((tops[-1] + window, window), np.float32)
+    strip_fs = fft.aligned_rows(len(strip_rs), window // 2 + 1)
+    columns = fft.padded_columns(window // 2 + 1, window)
+    to_rows = fft.plan_forward(strip_rs, strip_fs)
+    to_columns = fft.plan_forward(strip_fs[:window].T, columns, keeps_source=True)
+    power = np.zeros(columns.shape)
+    for x in lefts:
+        kernels.copy_rows(image_bytes, mode, np.array([x, 0]), 0, strip_rs)
+        to_rows.execute()
+        for y in tops:
+            to_columns.update_arrays(strip_fs[y : y + window].T, columns)
+            to_columns.execute()
+            kernels.add_power(columns, power)
+    return power.T / (len(tops) * len(lefts) * window**2)
 
 
 def half_complex_radius(shape: tuple[int, ...]) -> Floats:

@@ -320,6 +320,21 @@ def test_folded_rows_transform_to_the_real_row(module: Any, n: int) -> None:
     assert_close(found, np.fft.irfft(rows_fs, n, norm="forward").astype(np.float32), 1e-6)
 
 
+# add_power
+
+
+@pytest.mark.parametrize(("n_columns", "n"), [(1, 1), (5, 8), (7, 33)])
+def test_add_power_adds_to_sums(n_columns: int, n: int) -> None:
+    """The squares of columns that lie apart, bit for bit in float64."""
+    columns = random_complex(np.random.default_rng(n), n_columns, n + 3)[:, :n]
+    found, expected = np.full((n_columns, n), 2.0), np.full((n_columns, n), 2.0)
+    for _ in range(2):
+        kernels.add_power(columns, found)
+        numpy_twin.add_power(columns, expected)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found, 2 + 2 * np.abs(columns.astype(complex)) ** 2, rtol=1e-12)
+
+
 # weight_slice
 
 #: Places of arguments of `weight_slice`.
@@ -603,6 +618,11 @@ def call_fold_rows(
     kernels.fold_rows(given, empty(*factors), folded)
 
 
+def call_add_power(columns: tuple[int, int] = (4, 6), power: tuple[int, int] = (4, 6)) -> None:
+    """Call `add_power` with given shapes; the defaults fit."""
+    kernels.add_power(empty(*columns, dtype=np.complex64), empty(*power, dtype=np.float64))
+
+
 def call_unpack_volume(
     volume: tuple[int, ...] = (9, 9, 5, 4),
     data: tuple[int, ...] = (6, 6, 4),
@@ -766,6 +786,12 @@ MISFITS: dict[str, Callable[[], None]] = {
         empty(4, 5, 2),
         empty(3, 4, 5, dtype=np.complex64),
     ),
+    "power of other columns": lambda: call_add_power(power=(3, 6)),
+    "power of longer columns": lambda: call_add_power(columns=(4, 7)),
+    "power of nothing": lambda: call_add_power((0, 6), (0, 6)),
+    "power of columns that lie across": lambda: kernels.add_power(
+        empty(6, 4, dtype=np.complex64).T, empty(4, 6, dtype=np.float64)
+    ),
     "unpacked data": lambda: call_unpack_volume(data=(6, 6, 5)),
     "unpacked weight, y": lambda: call_unpack_volume(weight=(6, 7, 4)),
     "unpacked weight, z": lambda: call_unpack_volume(weight=(7, 6, 4)),
@@ -794,6 +820,7 @@ def test_sizes_that_fit_are_accepted() -> None:
     call_insert_slice()
     call_copy_rows()
     call_fold_rows()
+    call_add_power()
     call_unpack_volume()
     call_weight_cone()
     call_bin_image()
@@ -814,6 +841,7 @@ def test_the_twins_have_the_compiled_names() -> None:
     """Every kernel has a twin of the same name, and is the active one."""
     names = {name for name in kernels.__all__ if name.islower() and name != "numpy_twin"}
     assert names == {
+        "add_power",
         "bin_image",
         "copy_rows",
         "crop_pairs",

@@ -30,6 +30,7 @@ IS_COMPILED = active is not numpy_twin
 FrameRunner: Any = getattr(active, "FrameRunner", None)
 ImageViews: Any = getattr(active, "ImageViews", None)
 
+add_power = active.add_power
 copy_rows = active.copy_rows
 bin_image = active.bin_image
 cut_binned = active.cut_binned
@@ -50,6 +51,7 @@ __all__ = [
     "IS_COMPILED",
     "FrameRunner",
     "ImageViews",
+    "add_power",
     "bin_image",
     "copy_rows",
     "crop_pairs",

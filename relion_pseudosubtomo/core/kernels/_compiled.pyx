@@ -69,6 +69,8 @@ cdef extern from "kernels.h" nogil:
                           float *weight, float *multiplicity)
     void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n, int64_t plane,
                         const double *rotation, double slope, double sig0)
+    void ps_add_power(const float *columns, int64_t n_columns, int64_t column_stride, int64_t n,
+                      double *power)
 
 
 ps_catch_bus_errors()
@@ -366,6 +368,14 @@ def weight_cone(float complex[:, :, :] data, float[:, :, ::1] weight,
     with nogil:
         ps_weight_cone(<float *>&data[0, 0, 0], &weight[0, 0, 0], &multiplicity[0, 0, 0], n,
                        data.strides[0] // 8, &rotation[0, 0], slope, sig0)
+
+
+def add_power(const float complex[:, :] columns, double[:, ::1] power):
+    _need(columns.shape[0] == power.shape[0] > 0 and columns.shape[1] == power.shape[1] > 0
+          and columns.strides[1] == 8 and columns.strides[0] >= 8 * columns.shape[1])
+    with nogil:
+        ps_add_power(<const float *>&columns[0, 0], columns.shape[0], columns.strides[0] // 8,
+                     columns.shape[1], &power[0, 0])
 
 
 include "frame_runner.pxi"

@@ -94,4 +94,9 @@ void ps_unpack_volume(float *volume, int64_t n, float scale, int64_t plane, floa
 void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n, int64_t plane,
                     const double *rotation, double slope, double sig0);
 
+/* ---- noise.c ------------------------------------------------------------------------------------ */
+
+void ps_add_power(const float *columns, int64_t n_columns, int64_t column_stride, int64_t n,
+                  double *power);
+
 #endif

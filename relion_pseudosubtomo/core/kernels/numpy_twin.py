@@ -456,3 +456,16 @@ def weight_cone(
     data *= m
     weight *= m
     multiplicity *= m
+
+
+def add_power(columns: Array, power: Array) -> None:
+    """Add the power of transforms to sums.
+
+    Parameters
+    ----------
+    columns : ndarray, shape (n_columns, n), complex64
+        Each column contiguous.
+    power : ndarray, shape (n_columns, n), float64
+        Added to.
+    """
+    power += columns.real.astype(np.float64) ** 2 + columns.imag.astype(np.float64) ** 2
