@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -227,8 +228,10 @@ class Extraction:
         stop = partial(self.stop_wanted, start)
         shared = SharedJob(self.options, self.job.tomogram_set, self.job.particle_set.optics)
         left = len(self.plan.kept_rows) - self.summary.n_done_before
-        with Progress(left) as progress:
-            for news in pool.run(shared, costs, describe, split=self.options.may_split, stop=stop):
+        run = pool.run(shared, costs, describe, split=self.options.may_split, stop=stop)
+        # closed before the lock goes: nothing is written behind it
+        with Progress(left) as progress, closing(run):
+            for news in run:
                 progress.advance(news.n_items)
                 self._take(news)
         self.seconds = time.perf_counter() - began

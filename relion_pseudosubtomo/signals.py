@@ -10,7 +10,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Notes the first stop signal; a second SIGINT ends the program at once.
+    """Notes the first stop signal; a second SIGINT ends the program once items in hand are done.
 
     Attributes
     ----------

@@ -1,7 +1,8 @@
 """Ranks under MPI: the only module that imports mpi4py.
 
-Rank 0 leads: it hands out pieces and works too. No rank ever waits in a blocking receive, so
-signals are seen at once and a sleeping rank uses no core. Messages are small; images never travel.
+Rank 0 leads: it hands out pieces and works too. No rank waits in a blocking receive, but for the
+job that all share, which is on its way then; so signals are seen at once and a sleeping rank uses
+no core. Messages are small; images never travel.
 """
 
 from __future__ import annotations
@@ -323,4 +324,6 @@ class _Servant:
     def _leave(self, status: int, some_are_dead: bool) -> int:
         if some_are_dead:
             _leave_at_once(status)
+        if self._runner is not None:
+            self._runner.close()
         return status

@@ -102,8 +102,9 @@ class Runner:
         self._rank = rank
         self._waiting: queue.Queue[tuple[Piece, Any] | None] = queue.Queue()
         self._outcomes: queue.Queue[Outcome] = queue.Queue()
-        # daemons: an exit must not wait for them
-        threading.Thread(target=self._do_pieces, name="work", daemon=True).start()
+        # daemons: an exit must not wait for what hangs
+        self._thread = threading.Thread(target=self._do_pieces, name="work", daemon=True)
+        self._thread.start()
 
     def submit(self, piece: Piece, description: Any) -> None:
         """Take a piece; where another is in hand, start to load what this one needs."""
@@ -119,8 +120,10 @@ class Runner:
         return self.n_held == 1 and self.control.seconds_left() <= seconds
 
     def close(self) -> None:
-        """End the thread once its pieces are done."""
+        """Begin no further item, and wait until those in hand are finished."""
+        self.control.stop()
         self._waiting.put(None)
+        self._thread.join()
 
     def _prefetch(self, description: Any) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,8 +38,11 @@ class Pool(Protocol):
         *,
         split: bool,
         stop: Callable[[], bool],
-    ) -> Iterator[News]:
-        """Do all items of all tasks on all ranks; yield what comes back."""
+    ) -> Generator[News, None, None]:
+        """Do all items of all tasks on all ranks; yield what comes back.
+
+        Once it is closed this rank has no item in hand.
+        """
         ...
 
 
@@ -117,7 +120,7 @@ class LocalPool:
         *,
         split: bool,
         stop: Callable[[], bool],
-    ) -> Iterator[News]:
+    ) -> Generator[News, None, None]:
         """Do all items of all tasks on all ranks; yield what comes back."""
         self._share(shared)
         scheduler = Scheduler(costs, self.size, split=split, nodes=self._others.nodes)

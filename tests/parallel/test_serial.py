@@ -235,3 +235,22 @@ def test_news_come_while_the_work_goes_on() -> None:
         first_news.set()
     assert sum(counts) == 3
     assert len(counts) > 1
+
+
+@pytest.mark.timeout(TIME_LIMIT)
+def test_nothing_is_done_behind_a_run_that_was_left() -> None:
+    """An error of who takes the news, or a second Ctrl-C: the item in hand is the last."""
+    work = CountingWork(on_item=lambda task, item: time.sleep(0.01))
+    pool = LocalPool(lambda *shared: work)
+    news = pool.run(
+        None,
+        [TaskCost(1.0, 1.0, ((0, 1000),))],
+        lambda piece: (piece.task, piece.start, piece.stop),
+        split=False,
+        stop=lambda: False,
+    )
+    next(news)
+    news.close()
+    n_done = len(work.done)
+    time.sleep(0.1)
+    assert len(work.done) == n_done < 1000
