@@ -99,17 +99,32 @@ def numbers(
     return values
 
 
+def to_number(text: str) -> float:
+    """Return the number that a text says; ValueError where only Python would read one."""
+    if "_" in text or not text.isascii():  # 1_5, or digits of other scripts
+        raise ValueError(f"no number: {text!r}")
+    return float(text)
+
+
+def to_numbers(texts: Sequence[str] | NDArray[np.object_]) -> Floats:
+    """Return the numbers of many texts, as `to_number` does of each."""
+    joined = " ".join(texts)
+    if "_" in joined or not joined.isascii():
+        raise ValueError("no numbers")
+    return np.fromiter(map(float, texts), np.float64, len(texts))
+
+
 def _parse(column: NDArray[np.object_]) -> tuple[Floats, Flags, Flags]:
     """Return the numbers, NaN where there is none, and which texts are absent and which wrong."""
     absent = np.zeros(len(column), dtype=bool)
     wrong = np.zeros(len(column), dtype=bool)
     try:
-        return column.astype(np.float64), absent, wrong
+        return to_numbers(column), absent, wrong
     except ValueError:
         values = np.full(len(column), np.nan)
     for row, text in enumerate(column):
         try:
-            values[row] = float(text)
+            values[row] = to_number(text)
         except ValueError:
             absent[row] = is_absent(text)
             wrong[row] = not absent[row]

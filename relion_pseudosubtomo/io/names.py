@@ -66,12 +66,13 @@ def report_unsafe_names(
 
 
 def find_duplicates(names: Sequence[str]) -> list[str]:
-    """Return the names that occur more than once, also where `a//b` and `a/b` are one path."""
+    """Return the names that occur more than once, also where `a//b` and `./a/b` are one path."""
     return [name for name, count in Counter(map(_as_path, names)).items() if count > 1]
 
 
 def _as_path(name: str) -> str:
-    return posixpath.normpath(name) if "//" in name or "/." in name else name
+    is_plain = "//" not in name and "/." not in name and not name.startswith("./")
+    return name if is_plain else posixpath.normpath(name)
 
 
 def make_unique(names: Sequence[str]) -> list[str]:

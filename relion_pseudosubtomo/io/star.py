@@ -198,6 +198,8 @@ class _Outline:
             return
         if len(self.kept) < len(values):
             values = [values[i] for i in self.kept]
+            # now first in its row, it would be taken for a table's name
+            is_special = is_special or any(value.startswith("data_") for value in values[:1])
         if is_special:
             self.special[len(self.plain_rows)] = values
             values = [_PLACEHOLDER] * len(values)

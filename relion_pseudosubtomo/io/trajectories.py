@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.atomic import write_text
+from relion_pseudosubtomo.io.columns import to_number, to_numbers
 from relion_pseudosubtomo.io.star import read_text
 from relion_pseudosubtomo.model import ParticleSet, TomogramSet, Trajectories
 
@@ -185,19 +187,19 @@ def _parse_table(body: str) -> Floats:
     """Return (n_rows, 3) shifts of one table; ValueError where it is malformed."""
     if "#" in body:
         body = _COMMENT.sub("", body)
-    words = body.split()
-    is_loop = words[:1] == ["loop_"]
-    if not is_loop:
-        pairs = dict(zip(words[::2], words[1::2], strict=True))
-        return np.array([[float(pairs.get(f"_{label}", "")) for label in labels.ORIGIN_XYZ]])
-    n_columns = next((i for i, word in enumerate(words[1:]) if word[0] != "_"), len(words) - 1)
-    names = words[1 : 1 + n_columns]
+    lines = [words for line in body.split("\n") if (words := line.split())]
+    if lines[:1] != [["loop_"]]:
+        pairs = dict(lines)  # ValueError where a line is no pair
+        return np.array([[to_number(pairs.get(f"_{label}", "")) for label in labels.ORIGIN_XYZ]])
+    names = [name for (name,) in itertools.takewhile(lambda words: words[0][0] == "_", lines[1:])]
     columns = [names.index(f"_{label}") for label in labels.ORIGIN_XYZ]
-    values = words[1 + n_columns :]
-    if n_columns == len(columns):
-        return np.array(list(map(float, values))).reshape(-1, n_columns)[:, columns]
-    rows = np.array(values, dtype=object).reshape(-1, n_columns)
-    return rows[:, columns].astype(np.float64)
+    rows = lines[1 + len(names) :]
+    if any(len(words) != len(names) for words in rows):
+        raise ValueError("rows of other lengths")
+    if len(names) == len(columns):
+        flat = list(itertools.chain.from_iterable(rows))
+        return to_numbers(flat).reshape(-1, len(columns))[:, columns]
+    return to_numbers([words[i] for words in rows for i in columns]).reshape(-1, len(columns))
 
 
 def write_trajectories(

@@ -177,6 +177,8 @@ def test_missing_coordinates(project, findings, only):
         ("inf", "not-finite"),
         ("None", "missing-value"),
         ("a", "not-a-number"),
+        ("1_5", "not-a-number"),
+        ("１２", "not-a-number"),  # noqa: RUF001
     ],
 )
 def test_bad_numbers_name_the_row(project, findings, only, label, value, code):
@@ -225,10 +227,11 @@ def test_only_tomogram(project, findings):
     assert list(kept.columns["rlnTomoName"]) == ["TS_03"] * 3
 
 
-def test_duplicate_names(project, findings, only):
+@pytest.mark.parametrize("other", ["TS_03//1", "./TS_03/1", "TS_03/./1"])
+def test_duplicate_names(project, findings, only, other):
     case = project("rotated_trajectories")
     case.set_value(PARTICLES, "rlnTomoParticleName", 1, "TS_01/1")
-    case.set_value(PARTICLES, "rlnTomoParticleName", 3, "TS_03//1")
+    case.set_value(PARTICLES, "rlnTomoParticleName", 3, other)
     read(findings)
     only("duplicate-particle", "error", "2 particle names repeated", "found TS_01/1, TS_03/1")
 

@@ -191,6 +191,12 @@ def test_wanted_columns_only(tmp_path):
     assert tables_of(tmp_path, text, labels={"c"}) == {"t": {}}
 
 
+def test_a_kept_value_may_look_like_a_heading(tmp_path):
+    text = LOOP + "x data_1\ny 2\nz data_\n"
+    label = LOOP.split("_")[-1].split()[0]
+    assert tables_of(tmp_path, text, labels={label}) == {"t": {label: ["data_1", "2", "data_"]}}
+
+
 def test_many_files_at_once(tmp_path, findings):
     paths = [str(tmp_path / name) for name in ("a", "b", "c")]
     (tmp_path / "a").write_text(LOOP + "1 2\n")

@@ -103,6 +103,9 @@ def test_values_that_are_not_finite(sets, findings, only, value):
 MALFORMED = {
     "text": table_text([[1, 2, 3]] * 6) + "1 2 x\n",
     "short row": table_text([[1, 2, 3]] * 6) + "1 2\n",
+    "rows of other lengths that add up": table_text([[1, 2, 3]] * 5) + "1 2\n3 4 5 6\n",
+    "number of Python's": table_text([[1, 2, 3]] * 6) + "1 2 1_5\n",
+    "digits of another script": table_text([[1, 2, 3]] * 6) + "1 2 \u0663\n",
     "no labels": "loop_\n1 2 3\n",
     "other labels": table_text([[1, 2, 3]] * 7, LABELS.replace("XAngst", "X")),
     "nothing": "",
