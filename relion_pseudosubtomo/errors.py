@@ -3,6 +3,11 @@
 Every exception takes one string, so that it survives pickling on its way between ranks.
 """
 
+import errno
+
+#: Errors of the machine, whichever file is read: too many open files, no memory.
+_MACHINE_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
 
 class PseudoSubtomoError(Exception):
     """Base class: the message is for the user, a traceback would not help."""
@@ -10,6 +15,12 @@ class PseudoSubtomoError(Exception):
 
 class InputError(PseudoSubtomoError):
     """The input cannot be used; the message lists what was found."""
+
+
+def reading_error(message: str, error: OSError) -> PseudoSubtomoError:
+    """Return the error of a file that cannot be read: the input's, but where the machine fails."""
+    is_machine = error.errno in _MACHINE_ERRORS
+    return (PseudoSubtomoError if is_machine else InputError)(message)
 
 
 class UsageError(PseudoSubtomoError):

@@ -22,7 +22,7 @@ from relion_pseudosubtomo.core.frames import slice_frequencies
 from relion_pseudosubtomo.core.geometry import depths_from_centre
 from relion_pseudosubtomo.core.inputs import Aberrations, ExtractionSettings, ParticleView
 from relion_pseudosubtomo.core.subtomogram import ParticleExtractor
-from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.errors import reading_error
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.io.containers import ContainerStore, ContainerWriter
 from relion_pseudosubtomo.loading import LoadedTomogram, load_tomogram
@@ -167,22 +167,33 @@ class Worker:
         self._of_thread = threading.local()
         self._last_end = 0.0
         self._aberrations: dict[int, Aberrations] = {}
-        self._loaded: list[LoadedTomogram] = []
+        self._loaded: dict[int, LoadedTomogram] = {}
         self._load_locks: dict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._lock = threading.Lock()
+        self._present = self._next = -1
 
     @cached_property
     def _settings(self) -> ExtractionSettings:
         return extraction_settings(self._job.options)
 
     def prefetch(self, given: TaskInput) -> None:
-        """Load the tomogram of a task that comes next; at most two are kept."""
+        """Load the tomogram of a task that comes next."""
+        self._keep(following=given.task.tomogram)
         if not self._job.options.real_subtomo:
             self._load(given)
+
+    def _keep(self, *, present: int | None = None, following: int | None = None) -> None:
+        """Note which tomogram is worked on, or comes next, and let go of all others."""
+        with self._lock:
+            self._present = self._present if present is None else present
+            self._next = self._next if following is None else following
+            kept = self._present, self._next
+            self._loaded = {i: tomogram for i, tomogram in self._loaded.items() if i in kept}
 
     def _load(self, given: TaskInput) -> LoadedTomogram:
         index = given.task.tomogram
         with self._load_locks[index]:  # the present one does not wait for the next
-            found = next((t for t in self._loaded if t.index == index), None)
+            found = self._loaded.get(index)
             if found is None:
                 tomogram = self._job.tomogram_set.tomograms[index]
                 with images_may_fail(tomogram.name):
@@ -194,7 +205,8 @@ class Worker:
                         prebin=given.prebin,
                         threads=self._threads,
                     )
-                self._loaded = [*self._loaded[-1:], found]
+                with self._lock:
+                    self._loaded[index] = found
             return found
 
     def begin(
@@ -216,6 +228,7 @@ class Worker:
             To be given to `finish`, or abandoned.
         """
         task = given.task
+        self._keep(present=task.tomogram)
         result = TaskResult(task.number, task.first)
         started = time.perf_counter()
         prepare = self._prepare_real if self._job.options.real_subtomo else self._prepare
@@ -330,12 +343,12 @@ class Worker:
         return extract
 
     def _extractor(self, settings: ExtractionSettings) -> ParticleExtractor:
-        """Return the calling thread's extractor, made at its first particle of the job."""
-        extractors: dict[int, ParticleExtractor]
-        extractors = self._of_thread.__dict__.setdefault("extractors", {})
-        if settings.prebin not in extractors:
-            extractors[settings.prebin] = ParticleExtractor(settings)
-        return extractors[settings.prebin]
+        """Return the calling thread's extractor, made where the tomogram needs another one."""
+        found: ParticleExtractor | None = getattr(self._of_thread, "extractor", None)
+        if found is None or found.settings.prebin != settings.prebin:
+            self._of_thread.extractor = found = None  # one at a time: its memory goes first
+            self._of_thread.extractor = found = ParticleExtractor(settings)
+        return found
 
     def _extract_stacks(
         self, extractor: ParticleExtractor, arguments: tuple[Any, ...], voxel: float
@@ -427,7 +440,8 @@ def images_may_fail(tomogram: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"Images of {tomogram} could not be read: {reason}") from error
+        message = f"Images of {tomogram} could not be read: {reason}"
+        raise reading_error(message, error) from error
 
 
 def particle_views(tomogram: Tomogram, task: Task, placed: Placement) -> list[ParticleView]:

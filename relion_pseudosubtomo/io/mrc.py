@@ -15,7 +15,7 @@ from mrcfile import utils
 from mrcfile.dtypes import HEADER_DTYPE
 from numpy.typing import NDArray
 
-from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.errors import InputError, reading_error
 from relion_pseudosubtomo.io.atomic import atomic_path
 from relion_pseudosubtomo.model.tomogram_set import FrameImage
 
@@ -114,7 +114,7 @@ def read_header(path: str) -> MrcHeader:
             head = file.read(HEADER_BYTES)
             file_size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        raise reading_error(f"{path} cannot be read: {error.strerror}", error) from error
     fields = _parse_fields(path, head)
     nx, ny, nz, mode = (int(fields[name]) for name in ("nx", "ny", "nz", "mode"))
     if mode not in READABLE_MODES:

@@ -1,0 +1,109 @@
+"""A rank's worker: which tomograms it holds, and whose error a failed reading is."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import threading
+import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from small_models import make_options, make_tomogram, make_tomogram_set
+
+from relion_pseudosubtomo import worker as worker_module
+from relion_pseudosubtomo.errors import InputError, PseudoSubtomoError
+from relion_pseudosubtomo.worker import Worker, images_may_fail
+
+N_TOMOGRAMS = 6
+PATIENCE = 5
+
+
+class Loaded:
+    """Stands for a loaded tomogram."""
+
+
+def make_worker(monkeypatch: pytest.MonkeyPatch, load: Callable[[int], Any]) -> Worker:
+    """Return a worker of one thread that loads by `load` and extracts nothing."""
+
+    def load_tomogram(options: Any, tomogram: Any, index: int, *rest: Any, **more: Any) -> Any:
+        return load(index)
+
+    def prepare(self: Worker, given: Any) -> Callable[..., list[Any]]:
+        loaded = self._load(given)
+
+        def extract(i: int, share: Any) -> list[Any]:
+            assert isinstance(loaded, Loaded)
+            return []
+
+        return extract
+
+    monkeypatch.setattr(worker_module, "load_tomogram", load_tomogram)
+    monkeypatch.setattr(Worker, "_prepare", prepare)
+    tomograms = make_tomogram_set(*(make_tomogram(f"TS_{i}") for i in range(N_TOMOGRAMS)))
+    job = SimpleNamespace(options=make_options(stack2d=True), tomogram_set=tomograms)
+    return Worker(job, threads=1)  # type: ignore[arg-type]
+
+
+def make_input(tomogram: int) -> Any:
+    """Return a task of one particle of a tomogram."""
+
+    class Task(SimpleNamespace):
+        def __len__(self) -> int:
+            return 1
+
+    task = Task(number=tomogram, first=0, tomogram=tomogram, stems=["1"])
+    return SimpleNamespace(task=task, used=None, prebin=1)
+
+
+def test_every_tomogram_is_loaded_once_and_two_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first is ready later than the one that comes next."""
+    loads: list[int] = []
+    held: list[weakref.ref[Loaded]] = []
+    next_is_ready = threading.Event()
+
+    def load(index: int) -> Loaded:
+        if index == 0:
+            assert next_is_ready.wait(PATIENCE)
+        gc.collect()
+        assert sum(ref() is not None for ref in held) <= 1, "a third tomogram is held"
+        loads.append(index)
+        loaded = Loaded()
+        held.append(weakref.ref(loaded))
+        return loaded
+
+    worker = make_worker(monkeypatch, load)
+
+    def prefetch(index: int) -> None:
+        if index < N_TOMOGRAMS:
+            worker.prefetch(make_input(index))
+        next_is_ready.set()
+
+    for index in range(N_TOMOGRAMS):
+        ahead = threading.Thread(target=prefetch, args=(index + 1,))
+        if index == 0:
+            ahead.start()
+        for chunk in range(3):
+            worker.finish(worker.begin(make_input(index), lambda: False, lambda: None))
+            if index and not chunk:
+                ahead.start()
+        ahead.join(PATIENCE)
+    assert loads == [1, 0, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_what_the_machine_lacks_is_no_fault_of_the_images(number: int) -> None:
+    """Else `--allow_failures` would leave out tomograms that are whole."""
+    expected = pytest.raises(PseudoSubtomoError, match="Images of TS_01")
+    with expected as caught, images_may_fail("TS_01"):
+        raise OSError(number, "text")
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EIO])
+def test_images_that_cannot_be_read_are_bad_input(number: int) -> None:
+    """Missing, forbidden, or on a bad disk."""
+    with pytest.raises(InputError, match="Images of TS_01"), images_may_fail("TS_01"):
+        raise OSError(number, "text")
