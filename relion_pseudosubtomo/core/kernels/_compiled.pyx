@@ -220,7 +220,7 @@ cdef int _need_joined(const float complex[:, :, ::1] parts_fs, const float[:, :,
                  and parts_fs.shape[1] > 0 and parts_fs.shape[2] > 0
                  and factors.shape[0] == parts_fs.shape[1] and factors.shape[1] == 4
                  and factors.shape[2] == columns.shape[0] and factors.shape[3] == 2
-                 and columns.shape[0] <= 4097)
+                 and columns.shape[0] <= PS_MAX_LINE // 2 + 1)
 
 
 def join_rows(const float complex[:, :, ::1] parts_fs, const float[:, :, :, ::1] factors,

@@ -30,7 +30,7 @@ typedef struct { double constant, xx, xy, yy, k4; } ps_ctf;
 
 /* ---- pixels.c ---------------------------------------------------------------------------------- */
 
-/* Installs the handler that lets ps_copy_rows survive a mapped file that is truncated. */
+/* Installs the handler that lets all that read an image survive a mapped file that is truncated. */
 void ps_catch_bus_errors(void);
 
 /* ---- windows.c --------------------------------------------------------------------------------- */

@@ -14,7 +14,7 @@
 void ps_convert_pixels(const char *source, int mode, int64_t n, float *out);
 
 /* A mapped image that is truncated, or lost by its file system, raises SIGBUS where it is read. While
- * rows are copied that becomes an error of this one image; elsewhere it ends the process as ever. */
+ * a guarded call reads that becomes an error of this one image; elsewhere it ends the process as ever. */
 extern __thread sigjmp_buf *ps_bus_target;
 
 /* Sets result to that of a call which reads an image; leaves it where the image cannot be read. */
