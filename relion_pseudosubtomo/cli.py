@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -180,9 +180,14 @@ class Parser(argparse.ArgumentParser):
         known = [*self._option_string_actions, *SUBCOMMANDS]
         lines = []
         for word in words:
-            near = difflib.get_close_matches(word.split("=")[0], known, n=1, cutoff=0.5)
-            lines.append(f"unknown option {word}" + (f" (did you mean {near[0]}?)" if near else ""))
+            lines.append(f"unknown option {word}{_nearest(word.split('=')[0], known)}")
         raise UsageError("; ".join(lines))
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """Return a question for the known word that is nearest, if any is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def build_parser(command: str = "", description: str = DESCRIPTION) -> Parser:
@@ -266,6 +271,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if words and words[0] in SUBCOMMANDS:
             return _run_subcommand(words[0], words[1:])
         hint = " relion_pseudosubtomo --help lists the options."
+        if words and not words[0].startswith("-"):
+            names = ", ".join(SUBCOMMANDS)
+            hint = f" Commands are {names};{hint}"
+            raise UsageError(f"unknown command {words[0]}{_nearest(words[0], SUBCOMMANDS)}")
         options = parse_options(words)
         hint = ""
         return _run(options, ["relion_pseudosubtomo", *words])

@@ -11,10 +11,11 @@ from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, rea
 
 MRC_HEADER_BYTES = 1024
 
-#: Seconds of one thread, of which only ratios count: for a frame's window of 768 pixels, its slice
-#: of 192 in 3D, a volume of 96; where images are binned by q, for a pixel of an image, its margins
-#: included, and for the ends of a window of 768 pixels, by q.
+#: Seconds of one thread, of which only ratios count: for a frame's window of 768 pixels, its binned
+#: image of 192, in 3D its slice, and a volume of 96; where images are binned by q, for a pixel of
+#: an image, its margins included, and for the ends of a window of 768 pixels, by q.
 _SECONDS_WINDOW_768 = 0.75e-3
+_SECONDS_IMAGE_192 = 0.06e-3
 _SECONDS_SLICE_192 = 0.25e-3
 _SECONDS_VOLUME_96 = 8e-3
 _SECONDS_PREBIN_PIXEL = 1.2e-9
@@ -102,9 +103,8 @@ def task_seconds(options: JobOptions, tomogram: Tomogram, task: Task) -> tuple[f
     frame = _window_seconds(options, prebin)
     n_volumes = int(not options.stack2d) + int(options.average)
     frame += n_volumes * _SECONDS_SLICE_192 * (options.box / 192) ** 2
-    if WITHOUT_CTF in options.dialect_suffixes:
-        # from the same windows: the images alone
-        frame += _SECONDS_WINDOW_768 * (options.box / 768) ** 2
+    n_images = 1 + (WITHOUT_CTF in options.dialect_suffixes)  # from the same windows
+    frame += n_images * _SECONDS_IMAGE_192 * (options.box / 192) ** 2
     if options.stack2d:
         return start, frame * float(task.visible.sum()) / len(task)
     volume = _SECONDS_VOLUME_96 * (options.crop / 96) ** 3

@@ -26,10 +26,12 @@ ADVICE: dict[str, str] = {
     "output-options": "Give the options of that run, or another --o, or --overwrite.",
     "output-exists": "Continue that run with --only_do_unfinished, replace its results with "
     "--overwrite, or give another --o.",
+    "output-foreign": "Give another --o, or remove these files: only results with completion "
+    "records of this program are continued or replaced.",
     "output-locked": "Another job is writing to this directory: wait for it, or give another --o.",
     # STAR files
     "missing-file": "Start the program in the RELION project directory, or correct the path.",
-    "unreadable-file": "Check the permissions.",
+    "unreadable-file": "Check the path and its permissions.",
     "star-syntax": "Correct the file, or write it again with the program that made it.",
     "missing-table": "Check that this is the right kind of file.",
     "table-name": "The table is used all the same.",
@@ -59,8 +61,8 @@ ADVICE: dict[str, str] = {
     "frame-count": "The tilt table and the image file have to list the same tilts.",
     "image-missing": "Start the program in the RELION project directory, or restore the file, or "
     "leave the tomogram out with --allow_failures.",
-    "image-unreadable": "Copy or make the file again, or leave the tomogram out with "
-    "--allow_failures.",
+    "image-unreadable": "Copy or make the file again (compressed files and TIFF have to be "
+    "converted to MRC), or leave the tomogram out with --allow_failures.",
     "image-index": "Correct the number or the stack.",
     "image-size": "All images of one series have to have one size.",
     "pixel-size": "The STAR file's is used; check which of the two is right.",
@@ -114,6 +116,8 @@ ADVICE: dict[str, str] = {
     "result-record": "Continue the extraction with --only_do_unfinished.",
     "result-changed": "The files were touched after the extraction: read them with --deep, or "
     "extract again.",
+    "result-elsewhere": "Verify in the project's directory; the tables of a directory that was "
+    "copied or renamed name its former place.",
     "result-orphan": "Left by another program or a former run; remove them if nothing needs them.",
     "result-not-finite": "Look for such pixels in the tilt images, and extract again.",
     "result-constant": "Look at the tilt images and the CTF of these frames.",

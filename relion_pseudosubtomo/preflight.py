@@ -228,7 +228,7 @@ def _check_results(options: JobOptions, findings: Findings) -> None:
         results = list(_list_results(path))
         if results:
             findings.error(
-                "output-exists",
+                "output-foreign",
                 f"output {path}",
                 expected="no results, or those of a run that can be continued",
                 found=list_first(results),

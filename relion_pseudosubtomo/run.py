@@ -27,6 +27,7 @@ from relion_pseudosubtomo.estimate import (
     task_bytes,
     task_seconds,
 )
+from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.fingerprint import fingerprint_task
 from relion_pseudosubtomo.io.lock import DirectoryLock
 from relion_pseudosubtomo.io.records import Record, add_up
@@ -122,7 +123,7 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
         return EXIT_DONE
     summary = start_summary(plan, job.particle_set, pool.size, start.threads)
     summary.failures.update(job.tomogram_set.failed)
-    Path(options.output).mkdir(parents=True, exist_ok=True)
+    make_folder(Path(options.output))
     with DirectoryLock(options.output, job=f"{pool.size} ranks"):
         check_unchanged(options)
         run = Extraction(options, job, plan, summary, OutputDirectory(options))

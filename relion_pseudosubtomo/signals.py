@@ -1,4 +1,4 @@
-"""Signals that ask for an orderly end: SLURM's, scancel's, Ctrl-C (spec 4.5)."""
+"""Signals that ask for an orderly end: SLURM's, scancel's, Ctrl-C, a lost terminal (spec 4.5)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopSignals:
@@ -26,6 +26,8 @@ class StopSignals:
         """Install the handlers."""
         for number in STOP_SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
+            if number == signal.SIGHUP and self._previous[number] == signal.SIG_IGN:
+                signal.signal(number, signal.SIG_IGN)  # nohup: the job is to outlive the terminal
         return self
 
     def __exit__(

@@ -14,9 +14,16 @@ from relion_pseudosubtomo.findings import Findings, format_findings
 from relion_pseudosubtomo.io import hdf5, mrc, particles
 from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.containers import JOINED
-from relion_pseudosubtomo.io.optimisation_set import resolve, write_optimisation_set
+from relion_pseudosubtomo.io.optimisation_set import (
+    name_as_recorded,
+    resolve,
+    write_optimisation_set,
+)
+from relion_pseudosubtomo.model import OptimisationSet
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
+
+OPTIMISATION_SET = "optimisation_set.star"
 
 
 def unpack(directory: str) -> int:
@@ -34,6 +41,8 @@ def unpack(directory: str) -> int:
         Where a container is missing or damaged, or a file cannot be written.
     """
     with hdf5.open_container(Path(directory, JOINED)) as joined:
+        entries = _read_entries(directory)
+        directory = name_as_recorded(directory, entries.particles)
         containers = hdf5.read_text(joined["containers"])
         for name in containers:  # rows of a missing one would look empty
             hdf5.open_container(Path(directory, name)).close()
@@ -47,7 +56,7 @@ def unpack(directory: str) -> int:
         )
     n_files = sum(_write_images(directory, name) for name in containers)
     particles.write_particle_file(Path(directory, "particles.star"), general, optics, rows)
-    _point_to(directory)
+    _point_to(directory, entries)
     print(f"{n_files} MRC files written of {len(rows[labels.TOMO_NAME])} particles")
     return 0
 
@@ -78,13 +87,23 @@ def _write_images(directory: str, container: str) -> int:
     return n_files
 
 
-def _point_to(directory: str) -> None:
-    """Let the optimisation set name the tables of this directory, which may have moved."""
-    path = os.path.join(directory, "optimisation_set.star")
+def _read_entries(directory: str) -> OptimisationSet:
+    path = os.path.join(directory, OPTIMISATION_SET)
     findings = Findings()
     entries = resolve(JobOptions(directory, 2, 2, optimisation_set=path), findings)
     if entries is None:
         raise InputError(format_findings(findings))
+    if not os.path.exists(entries.tomograms):
+        raise InputError(
+            f"{entries.tomograms}, which {path} names, is not found from here. Unpack in the "
+            "project's directory."
+        )
+    return entries
+
+
+def _point_to(directory: str, entries: OptimisationSet) -> None:
+    """Let the optimisation set name the tables of this directory, which may have moved."""
+    path = os.path.join(directory, OPTIMISATION_SET)
     options = JobOptions(directory, 2, 2)
     former = os.path.dirname(entries.particles)
     trajectories = entries.trajectories

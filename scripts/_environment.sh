@@ -38,5 +38,5 @@ make_environment() {
     "$PYTHON" -m pip install -q ".$extras" "$@"
     (cd / && "$PYTHON" -c 'import sys
 from relion_pseudosubtomo.core import kernels
-sys.exit(0 if kernels.IS_COMPILED else "the compiled kernels were not built")')
+sys.exit(0 if kernels.IS_COMPILED else "the compiled kernels were not built: pip install -v . shows what the compiler says")')
 }

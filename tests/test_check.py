@@ -253,7 +253,9 @@ BAD = [
     error("missing-input", nothing, "no tomograms", arguments=("--t", "None")),
     error("only-tomogram", nothing, "as TS_01", arguments=("--only_tomogram", "TS_1")),
     error("output-directory", write("out", "a file"), "expected a directory"),
-    error("output-exists", RESULTS, "found particles.star"),
+    error("output-foreign", RESULTS, "found particles.star"),
+    error("output-foreign", RESULTS, "remove these files", arguments=("--overwrite",)),
+    error("output-exists", FORMER_RUN, "found results of another run"),
     error(
         "output-options", FORMER_RUN, "expected 4.0, found 2.0", arguments=("--only_do_unfinished",)
     ),
@@ -597,4 +599,19 @@ def test_command_line_that_is_wrong(command: str, capsys: pytest.CaptureFixture[
 def test_command_that_is_mistyped(capsys: pytest.CaptureFixture[str]) -> None:
     """The nearest one is named."""
     assert main(["chek", "--b", "40", "--o", "out"]) == 2
-    assert "did you mean check?" in capsys.readouterr().err
+    assert "unknown command chek (did you mean check?)" in capsys.readouterr().err
+    assert main(["foo", "--b", "40", "--o", "out"]) == 2
+    assert "unknown command foo. Commands are check, verify" in capsys.readouterr().err
+
+
+def test_a_column_that_is_missing_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Doses that are not there are not found to be repeated."""
+    case = ProjectCopy(tmp_path, "basic_2d")
+    monkeypatch.chdir(case.path)
+    without(TILTS, "rlnMicrographPreExposure")(case)
+    assert main(["check", *arguments_of(Bad("", "", nothing, ()))]) == 1
+    output = capsys.readouterr().out
+    assert "error [missing-column] no column rlnMicrographPreExposure" in output
+    assert "dose-repeated" not in output

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from project_copy import ProjectCopy
@@ -281,3 +283,22 @@ def test_overwriting_is_refused_before_anything_is_removed(
     assert contents() == before
     assert main([*WORDS, "--overwrite"]) == 0
     assert contents() == before
+
+
+@pytest.mark.parametrize(("former", "status"), [(signal.SIG_DFL, 75), (signal.SIG_IGN, 0)])
+def test_a_lost_terminal_is_a_stop(
+    former: signal.Handlers, status: int, case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the program was started to outlive it, by nohup."""
+    load = worker.load_tomogram
+
+    def lose_terminal(*arguments: Any, **more: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return load(*arguments, **more)
+
+    monkeypatch.setattr(worker, "load_tomogram", lose_terminal)
+    handler = signal.signal(signal.SIGHUP, former)
+    try:
+        assert main(WORDS) == status
+    finally:
+        signal.signal(signal.SIGHUP, handler)

@@ -530,6 +530,24 @@ def test_unpacking_where_the_directory_has_moved(case: ProjectCopy) -> None:
     assert "elsewhere/job/particles.star" in Path("elsewhere/job/optimisation_set.star").read_text()
 
 
+def test_unpacking_by_another_path(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tables keep the directory's name in the project; elsewhere nothing is written."""
+    assert main([*WORDS, *PACKED]) == 0
+    place = str(Path("out").absolute())
+    with monkeypatch.context() as patch:
+        patch.chdir("/")
+        assert main(["unpack", place]) == 1
+        assert "Unpack in the project's directory" in capsys.readouterr().err
+    assert not list(Path("out").rglob("*.mrc*"))
+    assert main(["unpack", place]) == 0
+    assert place not in Path("out/particles.star").read_text()
+    assert place not in Path("out/optimisation_set.star").read_text()
+    assert main(["verify", "out"]) == 0
+    assert main(["verify", place]) == 0
+
+
 def test_what_is_wrong_is_said(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
     """A container that is missing, damaged or of another layout; a directory without any."""
     assert main(["unpack", "nowhere"]) == 1

@@ -203,7 +203,7 @@ def test_directory_with_files_of_relion_alone(tmp_path):
 def test_directory_with_results(tmp_path, name):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("")
-    assert check(tmp_path) == ["output-exists"]
+    assert check(tmp_path) == ["output-foreign"]
 
 
 @pytest.mark.parametrize("name", ["file", "file/out", "file/a/b"])

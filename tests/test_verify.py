@@ -302,6 +302,12 @@ def put(value: float, *place: int | slice) -> Callable[[np.ndarray], None]:
     return lambda array: array.__setitem__(place, value)
 
 
+def rename_images() -> None:
+    """Let the table name the images of a directory of another name, as it does in a copy."""
+    table = Path("out/particles.star")
+    table.write_text(table.read_text().replace("out/Subtomograms/", "former/Subtomograms/"))
+
+
 @dataclass(frozen=True)
 class Damage:
     """Planted damage, the code that has to be found, and words of its line."""
@@ -320,6 +326,7 @@ FLAGS = labels.VISIBLE_FRAMES
 DAMAGES = [
     Damage("result-missing", "2d", lambda: Path(STACK).unlink(), (STACK, "row 1,", "TS_01/1")),
     Damage("result-missing", "3d", lambda: Path(WEIGHTS).unlink(), (WEIGHTS,)),
+    Damage("result-elsewhere", "2d", rename_images, ("images in out", "found former/")),
     Damage(
         "result-missing",
         "3d",

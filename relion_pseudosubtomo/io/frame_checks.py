@@ -47,7 +47,7 @@ def _check_doses(dose: NDArray[np.floating], table: StarTable, findings: Finding
         expected="0 e/A^2 or more",
         found=list_first((f"{dose[row]:g}" for row in negative), 3),
     )
-    if len(dose) == 1:
+    if len(dose) == 1 or np.isnan(dose).any():  # NaN: reported already
         return
     if not dose.any():
         _warn(findings, "dose-zero", f"{labels.PRE_EXPOSURE} is 0 in all rows", table)

@@ -103,3 +103,21 @@ def write_optimisation_set(path: str | os.PathLike[str], optimisation_set: Optim
     if optimisation_set.trajectories is not None:
         entries[labels.TRAJECTORIES_FILE] = optimisation_set.trajectories
     write_star(path, [list_table("", {**entries, **optimisation_set.others})])
+
+
+def name_as_recorded(directory: str, particle_file: str) -> str:
+    """Return an output directory as its tables call it, where that is the same place.
+
+    Parameters
+    ----------
+    directory : str
+        As it is called now.
+    particle_file : str
+        Its particles.star, as its optimisation set names it.
+    """
+    former = os.path.dirname(particle_file) or "."
+    try:
+        is_same = os.path.samefile(former, directory)
+    except OSError:  # one of them is not there
+        return directory
+    return former if is_same else directory

@@ -162,7 +162,9 @@ def read_text(path: str, findings: Findings) -> str | None:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        findings.error("star-syntax", "not a text file", file=path, expected="UTF-8 text")
+        findings.error(
+            "star-syntax", "not a text file", file=path, expected="UTF-8 text, uncompressed"
+        )
         return None
     return text
 

@@ -160,7 +160,7 @@ def _is_dummy(
 
 def _check_files(series: TiltSeries, headers: Headers, findings: Findings) -> None:
     missing: dict[str, list[int]] = {}
-    unreadable: dict[str, str] = {}
+    unreadable: dict[str, tuple[int, str]] = {}
     outside: list[int] = []
     for row, frame in enumerate(series.frames):
         header = headers[frame.path]
@@ -170,7 +170,7 @@ def _check_files(series: TiltSeries, headers: Headers, findings: Findings) -> No
         elif isinstance(header.__cause__, FileNotFoundError):
             missing.setdefault(frame.path, []).append(row)
         else:
-            unreadable[frame.path] = str(header)
+            unreadable.setdefault(frame.path, (row + 1, str(header)))
     where = {"file": series.table.path, "tomogram": series.tomogram}
     if missing:
         findings.error(
@@ -183,8 +183,9 @@ def _check_files(series: TiltSeries, headers: Headers, findings: Findings) -> No
     if unreadable:
         findings.error(
             "image-unreadable",
-            f"tilt image not readable ({list_first(unreadable.values(), 3)})",
+            f"tilt image not readable ({list_first((why for _, why in unreadable.values()), 3)})",
             **where,
+            row=list_first(row for row, _ in unreadable.values()),
         )
     report_rows(
         findings,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings, format_findings
 from relion_pseudosubtomo.verification.containers import (
     check_containers,
@@ -41,7 +42,7 @@ def verify(request: Request) -> int:
 
     Raises
     ------
-    PseudoSubtomoError
+    OutputError
         Where the repaired table cannot be written.
     """
     findings = Findings()
@@ -60,6 +61,15 @@ def verify(request: Request) -> int:
 
 def _verify_results(results: Results, findings: Findings) -> str | None:
     """Check everything; return the repaired table's path, where one was written."""
+    if results.is_elsewhere:
+        findings.error(
+            "result-elsewhere",
+            labels.IMAGE_NAME,
+            file=results.request.particle_file,
+            expected=f"images in {results.request.directory}",
+            found=results.images[0],
+        )
+        return None
     if results.options.hdf5:
         check_containers(results, findings)
     if is_packed(results):

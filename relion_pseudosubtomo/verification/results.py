@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io.columns import is_absent, numbers, report_missing_columns
-from relion_pseudosubtomo.io.optimisation_set import read_optimisation_set
+from relion_pseudosubtomo.io.optimisation_set import name_as_recorded, read_optimisation_set
 from relion_pseudosubtomo.io.particles import (
     ParticleTable,
     make_particle_set,
@@ -115,6 +115,17 @@ class Results:
         return self.table.particles
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether none of the images that the extraction's own table names are in the directory."""
+        folder = os.path.join(os.path.normpath(self.request.directory), "")
+        paths = (os.path.normpath(image.split("@")[-1]) for image in self.images)
+        return (
+            self.request.is_own_table
+            and folder != "./"
+            and not any(path.startswith(folder) for path in paths)
+        )
+
+    @property
     def names(self) -> list[str]:
         """What each particle is called in messages: its name, or its image's."""
         return list(self.particles.columns.get(labels.PARTICLE_NAME, self.images))
@@ -134,6 +145,7 @@ def read_results(request: Request, findings: Findings) -> Results | None:
     Results or None
         None where there are no particles or no images among their columns.
     """
+    request = _name_as_recorded(request)
     table = read_particle_table(request.particle_file, findings)
     entries = _read_entries(request, findings)
     if table is None:
@@ -155,6 +167,15 @@ def read_results(request: Request, findings: Findings) -> Results | None:
     return Results(
         request, table, options, is_recorded, is_stack, image_size, pixel_size, images, *sets
     )
+
+
+def _name_as_recorded(request: Request) -> Request:
+    path = os.path.join(request.directory, OPTIMISATION_SET)
+    entries = read_optimisation_set(path, Findings()) or {}
+    named = entries.get(labels.PARTICLES_FILE)
+    if named is None:
+        return request
+    return replace(request, directory=name_as_recorded(request.directory, named))
 
 
 def _read_entries(request: Request, findings: Findings) -> dict[str, str]:

@@ -17,7 +17,8 @@ except (ImportError, TypeError, ValueError) as error:  # not built, or for anoth
     active = numpy_twin
     warnings.warn(
         f"relion_pseudosubtomo: the compiled kernels cannot be used ({error}); the NumPy versions "
-        "run instead, some 20 times slower. Install a C compiler and reinstall the package.",
+        "run instead, some 20 times slower. Install a C compiler and reinstall the package; "
+        "pip install -v shows what the compiler says.",
         RuntimeWarning,
         stacklevel=2,
     )
