@@ -50,6 +50,15 @@ def value(file: str, label: str, text: str, row: int = 0) -> Callable[[ProjectCo
     return lambda case: case.set_value(file, label, row, text)
 
 
+def copy(file: str, to: str) -> Callable[[ProjectCopy], None]:
+    """Return a function that puts one file in the place of another."""
+
+    def spoil(case: ProjectCopy) -> None:
+        shutil.copy(case.path / file, case.path / to)
+
+    return spoil
+
+
 def text(file: str, old: str, new: str) -> Callable[[ProjectCopy], None]:
     """Return a function that replaces text."""
     return lambda case: case.replace(file, old, new)
@@ -268,6 +277,8 @@ BAD = [
     error("star-syntax", write(T, ""), "empty file"),
     error("missing-table", text(TILTS, "data_TS_01", "data_x\n_a 1\n\ndata_y"), "no tilt table"),
     error("missing-table", write(P, "data_x\n_a 1\n"), "expected a table data_particles"),
+    error("missing-table", copy(T, P), "expected a table data_particles, found tables global"),
+    error("missing-table", copy(P, T), "expected a table data_global, found tables", "particles"),
     warning("table-name", text(P, "data_particles", "data_"), "found data_. The table is used"),
     warning("table-name", text(P, "data_particles", "data_picks"), "found data_picks"),
     error("missing-column", without(T, "rlnTomoHand"), "no column rlnTomoHand", T, "table global"),

@@ -45,6 +45,8 @@ Flags = NDArray[np.bool_]
 _GENERAL = "general"
 _OPTICS = "optics"
 _PARTICLES = "particles"
+#: That of tomograms, which has their names too: the wrong file was given.
+_OTHER_TABLE_NAME = "global"
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def _find_particles(star: StarFile, findings: Findings) -> StarTable | None:
     if _PARTICLES in star.tables:
         return star.tables[_PARTICLES]
     with_names = [t for t in star.tables.values() if labels.TOMO_NAME in t.columns]
-    if len(with_names) != 1:
+    if len(with_names) != 1 or with_names[0].name == _OTHER_TABLE_NAME:
         names = list_first(name or "(unnamed)" for name in star.tables)
         findings.error(
             "missing-table",

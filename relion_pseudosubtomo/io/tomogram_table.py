@@ -20,6 +20,8 @@ Flags = NDArray[np.bool_]
 MISSING_SIZE = -999.0
 
 _TABLE_NAME = "global"
+#: That of particles, which have tomograms' names too: the wrong file was given.
+_OTHER_TABLE_NAME = "particles"
 
 #: Deformation models by their name in lower case.
 _DEFORMATION_KINDS = {"linear": "linear", "spline": "spline", "fourier": "Fourier"}
@@ -118,7 +120,7 @@ def _find_table(star: StarFile, findings: Findings) -> StarTable | None:
     table = star.tables.get(_TABLE_NAME)
     if table is None:
         with_names = [t for t in star.tables.values() if labels.TOMO_NAME in t.columns]
-        if len(with_names) != 1:
+        if len(with_names) != 1 or with_names[0].name == _OTHER_TABLE_NAME:
             findings.error(
                 "missing-table",
                 "no table of tomograms",
