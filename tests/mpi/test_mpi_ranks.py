@@ -52,10 +52,10 @@ class Work:
         Path(f"ahead_on_{world.rank}").touch()
 
 def main(pool):
-    costs = [TaskCost(0.0, 0.02, ((0, 30),))] * 4  # too few to be handed out ahead without asking
+    costs = [TaskCost(0.0, 0.02, ((0, 30),))] * 7  # too few to be handed out ahead without asking
     news = pool.run(None, costs, lambda piece: piece.stop - piece.start, split=False,
                     stop=lambda: False)
-    assert sum(outcome.n_done for item in news for outcome in item.outcomes) == 120
+    assert sum(outcome.n_done for item in news for outcome in item.outcomes) == 210
     return 0
 
 world = MpiWorld()
@@ -66,7 +66,7 @@ sys.exit(world.lead(main, lambda shared, n_sharing: Work(), lambda: False, lambd
 def test_ranks_ask_for_their_next_piece_before_they_are_done(
     tmp_path: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every rank holds its second piece while it does the first one."""
+    """Every rank once holds its next piece while it does one; a busy machine may miss a moment."""
     monkeypatch.chdir(tmp_path)
     Path("ahead.py").write_text(AHEAD)
     done = run([*launcher.command(2)[:-2], "ahead.py"], launcher.environment, limit=60)
