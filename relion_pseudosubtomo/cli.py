@@ -178,10 +178,9 @@ class Parser(argparse.ArgumentParser):
     def unknown(self, words: Sequence[str]) -> NoReturn:
         """Raise an error that names the nearest known option."""
         known = [*self._option_string_actions, *SUBCOMMANDS]
-        lines = []
-        for word in words:
-            lines.append(f"unknown option {word}{_nearest(word.split('=')[0], known)}")
-        raise UsageError("; ".join(lines))
+        raise UsageError(
+            "; ".join(f"unknown option {w}{_nearest(w.split('=')[0], known)}" for w in words)
+        )
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:
@@ -238,18 +237,13 @@ def parse_options(arguments: Sequence[str], parser: Parser | None = None) -> Job
     return JobOptions(**values)
 
 
-class _BelowWarning(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno < logging.WARNING
-
-
 def configure_logging(level: str) -> None:
     """Send messages to standard output, warnings and errors to standard error (spec 4.3)."""
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(level.upper())
     plain = logging.StreamHandler(sys.stdout)
-    plain.addFilter(_BelowWarning())
+    plain.addFilter(lambda record: record.levelno < logging.WARNING)
     plain.setFormatter(logging.Formatter("%(message)s"))
     loud = logging.StreamHandler(sys.stderr)
     loud.setLevel(logging.WARNING)
@@ -272,8 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run_subcommand(words[0], words[1:])
         hint = " relion_pseudosubtomo --help lists the options."
         if words and not words[0].startswith("-"):
-            names = ", ".join(SUBCOMMANDS)
-            hint = f" Commands are {names};{hint}"
+            hint = f" Commands are {', '.join(SUBCOMMANDS)};{hint}"
             raise UsageError(f"unknown command {words[0]}{_nearest(words[0], SUBCOMMANDS)}")
         options = parse_options(words)
         hint = ""
