@@ -15,7 +15,7 @@ from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings
 from relion_pseudosubtomo.io.columns import report_missing_columns, triples, vectors
 from relion_pseudosubtomo.io.mrc import read_volume
-from relion_pseudosubtomo.io.optimisation_set import resolve
+from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, resolve
 from relion_pseudosubtomo.io.particles import (
     ParticleTable,
     find_halves,
@@ -81,7 +81,7 @@ def average_directory(path: str | Path) -> JobAverage:
     InputError
         Where files are missing or are not what an extraction writes.
     """
-    file = Path(path) / "optimisation_set.star" if Path(path).is_dir() else Path(path)
+    file = Path(path) / OPTIMISATION_SET if Path(path).is_dir() else Path(path)
     findings = Findings()
     files = resolve(JobOptions("", 2, 2, optimisation_set=str(file)), findings)
     table = None if files is None else read_particle_table(files.particles, findings)

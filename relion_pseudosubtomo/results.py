@@ -19,7 +19,7 @@ from relion_pseudosubtomo.dialects import write_dialects
 from relion_pseudosubtomo.dialects.tables import StandardTables
 from relion_pseudosubtomo.io import atomic, mrc, particles, star
 from relion_pseudosubtomo.io.containers import JOINED, container_name
-from relion_pseudosubtomo.io.optimisation_set import write_optimisation_set
+from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, write_optimisation_set
 from relion_pseudosubtomo.io.trajectories import write_trajectories
 from relion_pseudosubtomo.model import Sums, TomogramSet
 from relion_pseudosubtomo.model.particle_set import Columns
@@ -78,7 +78,7 @@ def write_tables(options: JobOptions, job: JobInput, plan: Plan) -> None:
         StandardTables(options, particle_set, tomogram_set, plan, merged, general, optics, rows)
     )
     particles.write_particle_file(output / "particles.star", general, optics, rows)
-    write_optimisation_set(output / "optimisation_set.star", merged)
+    write_optimisation_set(output / OPTIMISATION_SET, merged)
 
 
 def write_positions(options: JobOptions, job: JobInput, plan: Plan) -> None:

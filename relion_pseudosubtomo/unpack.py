@@ -15,6 +15,7 @@ from relion_pseudosubtomo.io import hdf5, mrc, particles
 from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.containers import JOINED
 from relion_pseudosubtomo.io.optimisation_set import (
+    OPTIMISATION_SET,
     name_as_recorded,
     resolve,
     write_optimisation_set,
@@ -22,8 +23,6 @@ from relion_pseudosubtomo.io.optimisation_set import (
 from relion_pseudosubtomo.model import OptimisationSet
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
-
-OPTIMISATION_SET = "optimisation_set.star"
 
 
 def unpack(directory: str) -> int:

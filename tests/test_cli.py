@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from relion_pseudosubtomo import __version__
-from relion_pseudosubtomo.cli import OPTION_GROUPS, build_parser, main, parse_options
+from relion_pseudosubtomo.arguments import OPTION_GROUPS, build_parser, parse_options
+from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import UsageError
 from relion_pseudosubtomo.options import JobOptions
 

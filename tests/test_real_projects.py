@@ -12,7 +12,7 @@ import pytest
 import starfile
 
 from relion_pseudosubtomo import labels, merge
-from relion_pseudosubtomo.cli import parse_options
+from relion_pseudosubtomo.arguments import parse_options
 from relion_pseudosubtomo.plan import make_plan
 from relion_pseudosubtomo.preflight import read_and_check
 

@@ -19,7 +19,7 @@ from relion_pseudosubtomo.findings import Findings, format_findings
 from relion_pseudosubtomo.io import hdf5
 from relion_pseudosubtomo.io.columns import numbers, report_missing_columns, vectors
 from relion_pseudosubtomo.io.containers import CONTAINER_SUFFIX, JOINED
-from relion_pseudosubtomo.io.optimisation_set import resolve
+from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, resolve
 from relion_pseudosubtomo.io.particles import read_particle_table
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
@@ -175,7 +175,7 @@ def open_optimisation_set(path: str | os.PathLike[str], project: str = ".") -> P
     InputError
         Where files are missing, or are not what an extraction writes.
     """
-    file = Path(path) / "optimisation_set.star" if Path(path).is_dir() else Path(path)
+    file = Path(path) / OPTIMISATION_SET if Path(path).is_dir() else Path(path)
     findings = Findings()
     files = resolve(JobOptions("", 2, 2, optimisation_set=str(file)), findings)
     if files is None:

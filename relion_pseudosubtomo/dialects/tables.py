@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.atomic import make_folder
-from relion_pseudosubtomo.io.optimisation_set import write_optimisation_set
+from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, write_optimisation_set
 from relion_pseudosubtomo.merge import output_path, text_column
 from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, Tomogram, TomogramSet
 from relion_pseudosubtomo.model.particle_set import Columns
@@ -21,7 +21,7 @@ from relion_pseudosubtomo.plan import Plan
 Floats = NDArray[np.floating]
 
 #: Files in the folder of every dialect.
-PARTICLES, TOMOGRAMS, OPTIMISATION_SET = "particles.star", "tomograms.star", "optimisation_set.star"
+PARTICLES, TOMOGRAMS = "particles.star", "tomograms.star"
 
 #: Largest element by which a rotation times its transpose may differ from the identity.
 _NOT_A_ROTATION = 1e-3

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.core import geometry
 from relion_pseudosubtomo.dialects.tables import (
-    OPTIMISATION_SET,
     PARTICLES,
     TOMOGRAMS,
     Floats,
@@ -26,7 +25,7 @@ from relion_pseudosubtomo.dialects.tables import (
     xyz_columns,
 )
 from relion_pseudosubtomo.findings import Findings, list_first
-from relion_pseudosubtomo.io.optimisation_set import write_optimisation_set
+from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, write_optimisation_set
 from relion_pseudosubtomo.io.particles import write_particle_file
 from relion_pseudosubtomo.io.star import StarTable, write_star
 from relion_pseudosubtomo.merge import text_column

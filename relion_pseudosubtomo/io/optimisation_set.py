@@ -11,6 +11,9 @@ from relion_pseudosubtomo.io.star import list_table, read_star, write_star
 from relion_pseudosubtomo.model import OptimisationSet
 from relion_pseudosubtomo.options import JobOptions
 
+#: Its name in an output directory.
+OPTIMISATION_SET = "optimisation_set.star"
+
 _NAMED = (labels.PARTICLES_FILE, labels.TOMOGRAMS_FILE, labels.TRAJECTORIES_FILE)
 
 

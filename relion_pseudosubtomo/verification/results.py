@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io.columns import is_absent, numbers, report_missing_columns
-from relion_pseudosubtomo.io.optimisation_set import name_as_recorded, read_optimisation_set
+from relion_pseudosubtomo.io.optimisation_set import (
+    OPTIMISATION_SET,
+    name_as_recorded,
+    read_optimisation_set,
+)
 from relion_pseudosubtomo.io.particles import (
     ParticleTable,
     make_particle_set,
@@ -29,7 +33,7 @@ from relion_pseudosubtomo.options import JobOptions
 
 Floats = NDArray[np.floating]
 
-PARTICLES, OPTIMISATION_SET = "particles.star", "optimisation_set.star"
+PARTICLES = "particles.star"
 
 #: Said of tilt series, of no consequence for finished images.
 _OF_NO_CONSEQUENCE = ("unused-tomogram", "table-name")

@@ -26,7 +26,9 @@ from relion_pseudosubtomo.core.packed import make_packed_volume
 from relion_pseudosubtomo.core.prebin import bin_images
 
 if not kernels.IS_COMPILED:
-    pytest.skip("the kernels were built without a C compiler", allow_module_level=True)
+    pytest.skip(
+        "no compiled kernels: no C compiler, or their build failed", allow_module_level=True
+    )
 
 HEIGHT, WIDTH, N_FRAMES = 150, 140, 11
 VISIBLE = np.array([1, 1, 0, 1, 1, 1, 1, 0, 1, 1, 1], dtype=bool)

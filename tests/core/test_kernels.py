@@ -14,7 +14,9 @@ from relion_pseudosubtomo.core.kernels import numpy_twin
 from relion_pseudosubtomo.core.windows import factor_pairs, join_factors, split_row
 
 if not kernels.IS_COMPILED:
-    pytest.skip("the kernels were built without a C compiler", allow_module_level=True)
+    pytest.skip(
+        "no compiled kernels: no C compiler, or their build failed", allow_module_level=True
+    )
 
 MODES = tuple(kernels.IMAGE_DTYPES)
 WIDTH, HEIGHT = 23, 17
