@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import io
 import logging
 import os
 import sys
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("relion_pseudosubtomo")
 
+#: Characters of a name that are shown.
+_SHOWN = 60
+
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -42,6 +46,10 @@ def configure_logging(level: str) -> None:
     plain = logging.StreamHandler(sys.stdout)
     plain.addFilter(lambda record: record.levelno < logging.WARNING)
     plain.setFormatter(logging.Formatter("%(message)s"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # as standard error is: names of any locale
     loud = logging.StreamHandler(sys.stderr)
     loud.setLevel(logging.WARNING)
     loud.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
@@ -131,9 +139,19 @@ def _run_subcommand(name: str, words: list[str]) -> int:
         return SUBCOMMANDS[name](words)
     except UsageError as error:
         raise UsageError(f"{error}. relion_pseudosubtomo {name} --help lists the options") from None
-    except (PseudoSubtomoError, OSError) as error:
-        logger.error("%s", error)
+    except (PseudoSubtomoError, OSError, UnicodeEncodeError) as error:
+        logger.error("%s", _describe(error))
         return EXIT_FAILED
+
+
+def _describe(error: Exception) -> str:
+    """Return an error's text; where the locale has no letters for a file's name, what to set."""
+    if not isinstance(error, UnicodeEncodeError):
+        return str(error)
+    return (
+        f"{error.object[:_SHOWN]!a} cannot be the name of a file in this locale's encoding, "
+        f"{error.encoding}: set LC_ALL=C.UTF-8, or PYTHONUTF8=1"
+    )
 
 
 def _tell_pipeline(words: list[str]) -> None:
@@ -195,13 +213,11 @@ def _run_here(options: JobOptions, start: Start, pool: Pool) -> int:
     try:
         start.control.start()
         status = run_job(options, start, pool)
-    except PseudoSubtomoError as error:
-        logger.error("%s", error, exc_info=options.debug)
+    except (PseudoSubtomoError, OSError, UnicodeEncodeError) as error:
+        logger.error("%s", _describe(error), exc_info=options.debug)
     except KeyboardInterrupt:
         logger.error("Interrupted: what was finished stays, no particles.star was written.")
         status = EXIT_INTERRUPTED
-    except OSError as error:
-        logger.error("%s", error, exc_info=options.debug)
     finally:
         aborted = start.control.abort_wanted()
         start.control.finish(SUCCESS if status == 0 else ABORTED if aborted else FAILURE)

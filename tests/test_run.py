@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -745,3 +747,29 @@ def test_particles_missing_in_many_frames_are_left_out(project: ProjectCopy) -> 
     dropped = read_summary(Path("out"))["dropped"]
     assert dropped[MANY_MISSING] == sum(v > most for v in missing.values())
     assert main(["verify", "out/"]) == 0
+
+
+@pytest.mark.parametrize("command", [[], ["check"]])
+def test_names_that_the_locale_has_no_letters_for(project: ProjectCopy, command: list[str]) -> None:
+    """One line says which, and what to set; with that the names are good."""
+    letter = "\N{LATIN SMALL LETTER E WITH ACUTE}"
+    for file in ("particles.star", "tomograms.star"):
+        project.replace(file, "TS_01", f"TS_{letter}1")
+    Path("tilt_series/TS_01.star").rename(
+        "tilt_series/TS_\N{LATIN SMALL LETTER E WITH ACUTE}1.star"
+    )
+    words = [*command, *INPUT, *BOX_2D, "--o", "out/", "--dry_run"]
+    ascii_only = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    for environment, status in ((ascii_only, 1), ({**ascii_only, "PYTHONUTF8": "1"}, 0)):
+        done = subprocess.run(
+            [sys.executable, "-m", "relion_pseudosubtomo", *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        assert ("'TS_\\xe91' cannot be the name of a file" in done.stderr) == (status == 1)
+        assert "Traceback" not in done.stderr
+    assert not Path("out").exists()
