@@ -6,7 +6,16 @@ import numpy
 from setuptools import Extension, setup
 
 KERNELS = Path("relion_pseudosubtomo/core/kernels")
-SOURCES = ["pixels", "windows", "prebinning", "weighting", "real_rows", "insertion", "noise"]
+SOURCES = [
+    "pixels",
+    "windows",
+    "prebinning",
+    "weighting",
+    "real_rows",
+    "insertion",
+    "cube",
+    "noise",
+]
 
 setup(
     ext_modules=[

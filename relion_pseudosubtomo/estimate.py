@@ -178,7 +178,7 @@ def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int
         workspace += 4 * n_stacks * max((t.n_frames for t in tomograms), default=0) * n * n
     else:
         workspace += 16 * (n + 3) ** 2 * (n // 2 + 2)
-        workspace += (8 + 8) * n * n * (n // 2 + 1) + 4 * n**3
+        workspace += (8 + 8) * n * n * (n // 2 + 1) + 4 * n**3 + 12 * n * n
     if options.real_subtomo:
         binning = next((t.tomogram_binning for t in tomograms if t.tomogram_binning), 1.0)
         padded = 2 * real_box_size(n, options.binning, binning)
@@ -195,7 +195,7 @@ def _frame_memory(options: JobOptions) -> int:
     """Return the bytes of a thread's scratch arrays for a frame."""
     s, n, s0 = options.box, options.crop, options.window
     half, rows = s // 2 + 1, 2 * BLOCK_BYTES
-    window = 16 * half * (s0 + 8) + (4 * s0 * s0 if options.circle_precrop else 0)
+    window = 8 * half * (2 * s0 + 16 + s) + (4 * s0 * s0 if options.circle_precrop else 0)
     image = 8 * half * s + 8 * half * (s + 8) + 8 * s * (n + 2)
     if not options.stack2d or options.average:
         image += 8 * half * s + 8 * half * (s + 8) + 4 * half * s

@@ -29,7 +29,9 @@ from benchmarking.configurations import CONFIGURATIONS, Configuration
 from benchmarking.data import Project, Size, default_directory
 
 from relion_pseudosubtomo import cli
-from relion_pseudosubtomo.core import fft, kernels, subtomogram
+from relion_pseudosubtomo.core import fft, kernels, packed, subtomogram
+from relion_pseudosubtomo.core.frame_loop import FrameLoop
+from relion_pseudosubtomo.core.windows import WindowTransform
 from relion_pseudosubtomo.io import mrc
 
 CUT = "cut windows"
@@ -50,6 +52,7 @@ KERNEL_STAGES = {
     "copy_rows": CUT,
     "cut_binned": CUT,
     "join_rows": ROWS,
+    "join_columns": COLUMNS,
     "make_ramps": WEIGHT,
     "weight_slice": WEIGHT,
     "weight_cone": WEIGHT,
@@ -59,7 +62,6 @@ KERNEL_STAGES = {
     "unpack_rows": FORTH,
     "insert_slice": INSERTION,
     "unpack_volume": UNPACK,
-    "fold_rows": VOLUME,
 }
 #: Attribute of the extractor, or of what it holds, where a plan is kept -> stage.
 PLAN_STAGES = {
@@ -69,8 +71,10 @@ PLAN_STAGES = {
     "to_rows": BACK,
     "from_rows": FORTH,
     "from_columns": FORTH,
-    "_volume_plans": VOLUME,
 }
+
+#: What plans are looked for in.
+WITH_PLANS = (FrameLoop, WindowTransform)
 
 #: Particles before the clock counts: they heat caches and touch memory for the first time.
 N_WARM = 3
@@ -152,8 +156,19 @@ def name_plans(owner: Any) -> None:
         for each in value if isinstance(value, list | tuple) else (value,):
             if isinstance(each, TimedPlan):
                 each.stage = PLAN_STAGES.get(attribute, f"plan {attribute}")
-            elif type(each).__module__.startswith("relion_pseudosubtomo.core"):
+            elif isinstance(each, WITH_PLANS):
                 name_plans(each)
+
+
+def with_plain_plans(make: Callable[..., None]) -> Callable[..., None]:
+    """Return what makes an object whose plans are not timed one by one: it is timed as a whole."""
+    plan_backward = fft.plan_backward
+
+    def make_with_plain_plans(*arguments: Any, **keywords: Any) -> None:
+        with patch.object(fft, "plan_backward", plan_backward):
+            make(*arguments, **keywords)
+
+    return make_with_plain_plans
 
 
 def instrument(clock: Clock, patches: ExitStack) -> None:
@@ -165,6 +180,9 @@ def instrument(clock: Clock, patches: ExitStack) -> None:
         if name.islower() and callable(kernel):
             find_stage = functools.partial(KERNEL_STAGES.get, name, f"kernel {name}")
             enter(patch.object(kernels, name, clock.time(kernel, find_stage)))
+    cube = packed.CubeTransform
+    enter(patch.object(cube, "__init__", with_plain_plans(cube.__init__)))
+    enter(patch.object(cube, "execute", clock.time(cube.execute, lambda: VOLUME)))
     for name in ("plan_forward", "plan_backward"):
         make = getattr(fft, name)
 

@@ -16,8 +16,16 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import scratch
 
+#: The longest power of two that FFTW transforms in one piece.
+_LONGEST_PIECE = 128
+
 #: A planned transform between two fixed arrays; `execute()` runs it without the GIL.
 Plan = Any
+
+
+def is_one_piece(n: int) -> bool:
+    """Return whether FFTW transforms lines of n numbers in one piece, fast wherever they lie."""
+    return n & (n - 1) == 0 and n <= _LONGEST_PIECE
 
 
 def padded_columns(n_columns: int, length: int) -> NDArray[np.complex64]:

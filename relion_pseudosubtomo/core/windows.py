@@ -18,6 +18,7 @@ class WindowTransform:
     A row of s0 real pixels is taken as s0/2 complex numbers, dealt out to p parts; the transforms
     of the parts, each p times shorter, are joined at the s/2 + 1 frequencies that are kept only
     (decimation in time; Cooley and Tukey 1965). An odd row is one part with zero imaginary parts.
+    Long columns are dealt out in the same way, row by row.
 
     Parameters
     ----------
@@ -40,10 +41,14 @@ class WindowTransform:
         What joins the parts (`join_factors`).
     gathered : ndarray, shape (s/2 + 1, s0), complex64
         Transforms of all rows, [kx, row].
-    columns : ndarray, shape (s/2 + 1, s0), complex64
+    column_parts_fs : ndarray, shape (s/2 + 1, n_parts, length), complex64, or None
+        Transforms of the parts of the columns, where they are dealt out.
+    column_factors : ndarray, shape (n_parts, 2, s, 2), float32
+        What joins those.
+    columns : ndarray, shape (s/2 + 1, s0), or (s/2 + 1, s) where they were dealt out, complex64
         Result: [kx, ky], origin at the window's corner, not normalised.
     row_plan, column_plan : plan
-        From `parts` to `parts_fs` and from `gathered` to `columns`.
+        From `parts` to `parts_fs`, and from `gathered` to `columns` or to `column_parts_fs`.
     """
 
     def __init__(
@@ -68,9 +73,22 @@ class WindowTransform:
         else:
             self.rows = self.parts.view(np.float32).reshape(block, window)
         self.gathered = fft.padded_columns(half, window)
-        self.columns: NDArray[np.complex64] = scratch.zeros((half, window), np.complex64)
-        self.column_plan = fft.plan_forward(self.gathered, self.columns)
+        self._plan_columns(box)
         self._whole = scratch.zeros((window, window), np.float32) if circle_precrop else None
+
+    def _plan_columns(self, box: int) -> None:
+        half, window = self.gathered.shape
+        n_parts = split_column(window, box)
+        self.column_parts_fs: NDArray[np.complex64] | None = None
+        if n_parts == 1:
+            self.columns: NDArray[np.complex64] = scratch.zeros((half, window), np.complex64)
+            self.column_plan = fft.plan_forward(self.gathered, self.columns)
+            return
+        self.column_parts_fs = scratch.zeros((half, n_parts, window // n_parts), np.complex64)
+        self.column_factors = column_factors(window, box, n_parts)
+        self.columns = scratch.zeros((half, box), np.complex64)
+        dealt = self.gathered.reshape(half, window // n_parts, n_parts).swapaxes(1, 2)
+        self.column_plan = fft.plan_forward(dealt, self.column_parts_fs)
 
     def transform(
         self, image_bytes: NDArray[np.uint8], mode: int, corner: NDArray[np.int64]
@@ -96,24 +114,29 @@ class WindowTransform:
     def _transform(
         self, image_bytes: NDArray[np.uint8], mode: int, corner: NDArray[np.int64]
     ) -> int:
-        height, n_parts, n_bad = self.columns.shape[1], self.parts.shape[1], 0
+        height, n_parts, n_bad = self.gathered.shape[1], self.parts.shape[1], 0
         for first in range(0, height, len(self.rows)):
             block = self.rows[: height - first]
             n_bad += kernels.copy_rows(image_bytes, mode, corner, first, block, n_parts)
             self._transform_rows(first)
-        self.column_plan.execute()
+        self._transform_columns()
         return n_bad
 
     def transform_rows(self) -> None:
         """Fill `columns` from a whole window that `rows` holds."""
         self._transform_rows(0)
-        self.column_plan.execute()
+        self._transform_columns()
 
     def _transform_rows(self, first: int) -> None:
         if self._is_odd:
             self.parts.real[:, 0] = self.rows
         self.row_plan.execute()
         kernels.join_rows(self.parts_fs, self.factors, first, self.gathered)
+
+    def _transform_columns(self) -> None:
+        self.column_plan.execute()
+        if self.column_parts_fs is not None:
+            kernels.join_columns(self.column_parts_fs, self.column_factors, self.columns)
 
 
 def split_row(window: int, box: int) -> tuple[int, int]:
@@ -128,6 +151,33 @@ def split_row(window: int, box: int) -> tuple[int, int]:
     while window % (2 * parts):
         parts -= 1
     return parts, window // (2 * parts)
+
+
+def split_column(window: int, box: int) -> int:
+    """Return into how many parts a column of a window is dealt; 1: it is transformed as it is.
+
+    The most parts that are not shorter than the box. FFTW's estimated plans of long lines take
+    twice as long a number as those of a box's, but for powers of two.
+    """
+    parts = window // box
+    while parts > 1 and window % parts:
+        parts -= 1
+    is_fast = fft.is_one_piece(window // max(parts, 1))
+    return 1 if parts < 3 or is_fast else parts
+
+
+def column_factors(window: int, box: int, parts: int) -> NDArray[np.float32]:
+    """Return the factors with which `kernels.join_columns` joins the parts of a column.
+
+    Returns
+    -------
+    ndarray, shape (parts, 2, box, 2), float32
+    """
+    k = np.fft.fftfreq(box, 1 / box)
+    turn = np.exp(-2j * np.pi * np.arange(parts)[:, None] * k / window)
+    pairs = (turn.real, turn.real), (-turn.imag, turn.imag)
+    columns = [np.stack(pair, axis=-1) for pair in pairs]
+    return np.ascontiguousarray(np.stack(columns, axis=1), np.float32)
 
 
 def join_factors(window: int, n_columns: int, parts: int) -> NDArray[np.float32]:

@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import kernels
 from relion_pseudosubtomo.core.kernels import numpy_twin
-from relion_pseudosubtomo.core.windows import factor_pairs, join_factors, split_row
+from relion_pseudosubtomo.core.windows import (
+    column_factors,
+    factor_pairs,
+    join_factors,
+    split_column,
+    split_row,
+)
 
 if not kernels.IS_COMPILED:
     pytest.skip(
@@ -283,6 +289,37 @@ def test_joined_rows_that_do_not_fit_are_left_out(first_row: int) -> None:
     assert not found[:, :first_row].any()
 
 
+# join_columns
+
+
+@pytest.mark.parametrize(
+    ("window", "box"), [(768, 192), (1152, 192), (230, 16), (36, 10), (90, 22)]
+)
+def test_joined_parts_are_the_transform_of_the_column(window: int, box: int) -> None:
+    """At the frequencies next to 0, also where a part has more than the box."""
+    rng, parts = np.random.default_rng(window), split_column(window, box)
+    assert parts > 2
+    columns = random_complex(rng, 5, window)
+    dealt = columns.reshape(5, window // parts, parts).swapaxes(1, 2)
+    parts_fs = np.ascontiguousarray(np.fft.fft(dealt).astype(np.complex64))
+    factors = column_factors(window, box, parts)
+    expected = np.fft.fft(columns)[:, np.r_[0 : box // 2, window - box // 2 : window]]
+    found, twin = (empty(5, box, dtype=np.complex64) for _ in range(2))
+    kernels.join_columns(parts_fs, factors, found)
+    numpy_twin.join_columns(parts_fs, factors, twin)
+    assert_close(found, expected.astype(np.complex64), 1e-6)
+    assert_close(twin, expected.astype(np.complex64), 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("window", "box", "parts"),
+    [(768, 192, 4), (768, 180, 4), (1152, 192, 6), (384, 192, 1), (512, 128, 1), (601, 16, 1)],
+)
+def test_which_columns_are_dealt_out(window: int, box: int, parts: int) -> None:
+    """Long ones, to whole parts that hold the box's frequencies; not where FFTW is fast anyway."""
+    assert split_column(window, box) == parts
+
+
 # make_ramps
 
 
@@ -313,10 +350,9 @@ def fold_factors(n: int) -> NDArray[np.float32]:
 @pytest.mark.parametrize("n", [2, 4, 16, 22, 64])
 @pytest.mark.parametrize("module", [kernels, numpy_twin])
 def test_folded_rows_transform_to_the_real_row(module: Any, n: int) -> None:
-    """Also with planes further apart, and where the first and last number are not real."""
-    wide = random_complex(np.random.default_rng(n), 3, 5 * (n // 2 + 1) + 8)
-    rows_fs = wide[:, : 5 * (n // 2 + 1)].reshape(3, 5, n // 2 + 1)
-    rows = np.empty((3, 5, n // 2), np.complex64)
+    """Also where the first and last number are not real."""
+    rows_fs = random_complex(np.random.default_rng(n), 5, n // 2 + 1)
+    rows = np.empty((5, n // 2), np.complex64)
     module.fold_rows(rows_fs, fold_factors(n), rows)
     found = np.fft.ifft(rows, norm="forward").astype(np.complex64).view(np.float32)
     assert_close(found, np.fft.irfft(rows_fs, n, norm="forward").astype(np.float32), 1e-6)
@@ -611,9 +647,9 @@ def call_insert_slice(**shapes: tuple[int, ...]) -> None:
 
 
 def call_fold_rows(
-    rows_fs: tuple[int, ...] = (3, 4, 6),
+    rows_fs: tuple[int, ...] = (4, 6),
     factors: tuple[int, ...] = (4, 5, 2),
-    rows: tuple[int, ...] = (3, 4, 5),
+    rows: tuple[int, ...] = (4, 5),
 ) -> None:
     """Call `fold_rows` with given shapes; the defaults fit."""
     given, folded = (empty(*shape, dtype=np.complex64) for shape in (rows_fs, rows))
@@ -695,6 +731,16 @@ def call_join_rows(
         first_row,
         empty(*columns, dtype=np.complex64),
     )
+
+
+def call_join_columns(
+    parts_fs: tuple[int, ...] = (5, 3, 8),
+    factors: tuple[int, ...] = (3, 2, 6, 2),
+    columns: tuple[int, int] = (5, 6),
+) -> None:
+    """Call `join_columns` with given shapes; the defaults fit."""
+    given, joined = (empty(*shape, dtype=np.complex64) for shape in (parts_fs, columns))
+    kernels.join_columns(given, empty(*factors), joined)
 
 
 def call_make_ramps(cycles: int = 2, gain: int = 6, ramp_x: int = 6, ramp_y: int = 10) -> None:
@@ -779,15 +825,16 @@ MISFITS: dict[str, Callable[[], None]] = {
     "volume that is no cube": lambda: call_insert_slice(volume=(9, 10, 5, 4)),
     "volume without half": lambda: call_insert_slice(volume=(9, 9, 9, 4)),
     "volume of other values": lambda: call_insert_slice(volume=(9, 9, 5, 5)),
-    "folded rows of other planes": lambda: call_fold_rows(rows_fs=(2, 4, 6)),
-    "folded rows, fewer": lambda: call_fold_rows(rows_fs=(3, 3, 6)),
-    "folded rows, longer": lambda: call_fold_rows(rows_fs=(3, 4, 7)),
-    "folding factors": lambda: call_fold_rows(factors=(4, 6, 2)),
-    "rows that lie across": lambda: kernels.fold_rows(
-        empty(3, 6, 4, dtype=np.complex64).swapaxes(1, 2),
-        empty(4, 5, 2),
-        empty(3, 4, 5, dtype=np.complex64),
+    "joined columns, fewer": lambda: call_join_columns(columns=(4, 6)),
+    "joined columns, longer than a part": lambda: call_join_columns(
+        factors=(3, 2, 10, 2), columns=(5, 10)
     ),
+    "joined columns of odd length": lambda: call_join_columns(factors=(3, 2, 5, 2), columns=(5, 5)),
+    "column factors of other parts": lambda: call_join_columns(factors=(4, 2, 6, 2)),
+    "column factors of other frequencies": lambda: call_join_columns(factors=(3, 2, 8, 2)),
+    "folded rows, fewer": lambda: call_fold_rows(rows_fs=(3, 6)),
+    "folded rows, longer": lambda: call_fold_rows(rows_fs=(4, 7)),
+    "folding factors": lambda: call_fold_rows(factors=(4, 6, 2)),
     "power of other columns": lambda: call_add_power(power=(3, 6)),
     "power of longer columns": lambda: call_add_power(columns=(4, 7)),
     "power of nothing": lambda: call_add_power((0, 6), (0, 6)),
@@ -828,6 +875,7 @@ def test_sizes_that_fit_are_accepted() -> None:
     call_bin_image()
     call_cut_binned()
     call_cut_binned((6, 0))
+    call_join_columns()
     call_join_rows()
     call_make_ramps()
     call_weight_slice(0, (6, 20))
@@ -850,6 +898,7 @@ def test_the_twins_have_the_compiled_names() -> None:
         "cut_binned",
         "fold_rows",
         "insert_slice",
+        "join_columns",
         "join_rows",
         "make_ramps",
         "mask_pairs",

@@ -427,6 +427,8 @@ def test_window_transform(window: int) -> None:
     for image, corner in zip(images, ((-3, -2), (40, 35), (-400, 10)), strict=True):
         assert transform.transform(image.view(np.uint8), 2, np.array(corner)) == 0
         expected = np.fft.fft2(oracle.cut_window(image, corner, window))[:, : box // 2 + 1].T
+        if transform.columns.shape[1] == box:
+            expected = np.delete(expected, np.s_[box // 2 : window - box // 2], axis=1)
         size = np.abs(expected).max()
         np.testing.assert_allclose(transform.columns, expected, rtol=0, atol=2e-6 * size)
 

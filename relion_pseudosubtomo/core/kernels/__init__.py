@@ -27,14 +27,17 @@ except (ImportError, TypeError, ValueError) as error:  # not built, or for anoth
 IMAGE_DTYPES = numpy_twin.IMAGE_DTYPES
 IS_COMPILED = active is not numpy_twin
 
-#: All frames of a particle in one call, and the tilt images for it; None where they were not built.
+#: All frames of a particle in one call, the tilt images for it, and a whole cube in one call; None
+#: where they were not built.
 FrameRunner: Any = getattr(active, "FrameRunner", None)
 ImageViews: Any = getattr(active, "ImageViews", None)
+CubeRunner: Any = getattr(active, "CubeRunner", None)
 
 add_power = active.add_power
 copy_rows = active.copy_rows
 bin_image = active.bin_image
 cut_binned = active.cut_binned
+join_columns = active.join_columns
 join_rows = active.join_rows
 make_ramps = active.make_ramps
 fold_rows = active.fold_rows
@@ -50,6 +53,7 @@ weight_cone = active.weight_cone
 __all__ = [
     "IMAGE_DTYPES",
     "IS_COMPILED",
+    "CubeRunner",
     "FrameRunner",
     "ImageViews",
     "add_power",
@@ -59,6 +63,7 @@ __all__ = [
     "cut_binned",
     "fold_rows",
     "insert_slice",
+    "join_columns",
     "join_rows",
     "make_ramps",
     "mask_pairs",

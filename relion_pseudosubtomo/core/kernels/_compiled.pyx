@@ -46,6 +46,8 @@ cdef extern from "kernels.h" nogil:
     void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t length,
                       const float *factors, int64_t n_columns, int64_t first_row,
                       int64_t column_stride, float *columns)
+    void ps_join_columns(const float *parts_fs, int64_t n_columns, int64_t parts, int64_t length,
+                         const float *factors, int64_t n, float *columns)
     void ps_make_ramps(const double *cycles, const double *gain, int64_t s, double factor,
                        float *ramp_x, float *ramp_y)
     void ps_fold_rows(const float *rows_fs, int64_t n_rows, int64_t n, const float *factors,
@@ -69,6 +71,8 @@ cdef extern from "kernels.h" nogil:
                           float *weight, float *multiplicity)
     void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n, int64_t plane,
                         const double *rotation, double slope, double sig0)
+    void ps_transpose(const float *source, int64_t n_rows, int64_t n_columns,
+                      int64_t source_stride, int64_t target_stride, float *target)
     void ps_add_power(const float *columns, int64_t n_columns, int64_t column_stride, int64_t n,
                       double *power)
 
@@ -233,17 +237,39 @@ def join_rows(const float complex[:, :, ::1] parts_fs, const float[:, :, :, ::1]
                      columns.strides[0] // 8, <float *>&columns[0, 0])
 
 
-def fold_rows(const float complex[:, :, :] rows_fs, const float[:, :, ::1] factors,
-              float complex[:, :, ::1] rows):
-    cdef int64_t n_rows = rows.shape[1], half = rows.shape[2], i
-    _need(n_rows > 0 and half > 0 and rows_fs.shape[0] == rows.shape[0]
-          and rows_fs.shape[1] == n_rows and rows_fs.shape[2] == half + 1
-          and rows_fs.strides[1] == 8 * (half + 1) and rows_fs.strides[2] == 8
-          and factors.shape[0] == 4 and factors.shape[1] == half and factors.shape[2] == 2)
+cdef int _need_joined_columns(const float complex[:, :, ::1] parts_fs,
+                              const float[:, :, :, ::1] factors,
+                              const float complex[:, ::1] columns) except -1:
+    return _need(parts_fs.shape[0] > 0 and parts_fs.shape[1] > 0
+                 and columns.shape[0] == parts_fs.shape[0] and columns.shape[1] > 0
+                 and columns.shape[1] % 2 == 0 and columns.shape[1] <= parts_fs.shape[2]
+                 and factors.shape[0] == parts_fs.shape[1] and factors.shape[1] == 2
+                 and factors.shape[2] == columns.shape[1] and factors.shape[3] == 2)
+
+
+def join_columns(const float complex[:, :, ::1] parts_fs, const float[:, :, :, ::1] factors,
+                 float complex[:, ::1] columns):
+    _need_joined_columns(parts_fs, factors, columns)
     with nogil:
-        for i in range(rows.shape[0]):
-            ps_fold_rows(<const float *>&rows_fs[i, 0, 0], n_rows, 2 * half, &factors[0, 0, 0],
-                         <float *>&rows[i, 0, 0])
+        ps_join_columns(<const float *>&parts_fs[0, 0, 0], parts_fs.shape[0], parts_fs.shape[1],
+                        parts_fs.shape[2], &factors[0, 0, 0, 0], columns.shape[1],
+                        <float *>&columns[0, 0])
+
+
+cdef int _need_folded(const float complex[:, ::1] rows_fs, const float[:, :, ::1] factors,
+                      const float complex[:, ::1] rows) except -1:
+    cdef int64_t half = rows.shape[1]
+    return _need(rows.shape[0] > 0 and half > 0 and rows_fs.shape[0] == rows.shape[0]
+                 and rows_fs.shape[1] == half + 1 and factors.shape[0] == 4
+                 and factors.shape[1] == half and factors.shape[2] == 2)
+
+
+def fold_rows(const float complex[:, ::1] rows_fs, const float[:, :, ::1] factors,
+              float complex[:, ::1] rows):
+    _need_folded(rows_fs, factors, rows)
+    with nogil:
+        ps_fold_rows(<const float *>&rows_fs[0, 0], rows.shape[0], 2 * rows.shape[1],
+                     &factors[0, 0, 0], <float *>&rows[0, 0])
 
 
 def make_ramps(const double[::1] cycles, const double[::1] gain, double factor,
@@ -378,4 +404,12 @@ def add_power(const float complex[:, :] columns, double[:, ::1] power):
                      columns.shape[1], &power[0, 0])
 
 
+cdef int _take_plan(FFTW plan, const void *source, const void *target,
+                    fftw_exe *taken) except -1:
+    _need(plan is not None)
+    taken[0] = plan.get_fftw_exe()
+    return _need(taken._input_pointer == source and taken._output_pointer == target)
+
+
 include "frame_runner.pxi"
+include "cube_runner.pxi"

@@ -69,7 +69,9 @@ cdef class FrameRunner:
     cdef const float complex[:, :, ::1] parts_fs
     cdef const float[:, :, :, ::1] factors
     cdef float complex[:, :] window_rows
-    cdef const float complex[:, ::1] columns
+    cdef float complex[:, ::1] columns
+    cdef const float complex[:, :, ::1] column_parts_fs
+    cdef const float[:, :, :, ::1] column_factors
     cdef float complex[::1] ramp_x
     cdef float complex[::1] ramp_y
     cdef float complex[:, ::1] slice_fs
@@ -116,11 +118,8 @@ cdef class FrameRunner:
 
     cdef int _take_plan(self, int kind, FFTW plan, const void *source,
                         const void *target) except -1:
-        _need(plan is not None)
-        self.plans[kind] = plan.get_fftw_exe()
         self.kept.append(plan)
-        return _need(self.plans[kind]._input_pointer == source
-                     and self.plans[kind]._output_pointer == target)
+        return _take_plan(plan, source, target, &self.plans[kind])
 
     cdef int _take_windows(self, window) except -1:
         self.rows, self.parts, self.parts_fs = window.rows, window.parts, window.parts_fs
@@ -128,7 +127,6 @@ cdef class FrameRunner:
         self.n_parts, self.is_odd = self.parts.shape[1], self.rows.shape[1] % 2 == 1
         _need_joined(self.parts_fs, self.factors, 0, self.window_rows)
         _need(self.window_rows.shape[0] == self.half
-              and self.window_rows.shape[1] == self.columns.shape[1]
               and self.rows.shape[1] * self.prebin == self.window
               and self.parts.shape[0] == self.rows.shape[0]
               and self.parts_fs.shape[0] == self.rows.shape[0]
@@ -138,8 +136,28 @@ cdef class FrameRunner:
               == self.rows.shape[1] and self.rows.shape[1] <= PS_MAX_WINDOW
               and (self.is_odd or <void *>&self.rows[0, 0] == <void *>&self.parts[0, 0, 0]))
         self._take_plan(ROWS, window.row_plan, &self.parts[0, 0, 0], &self.parts_fs[0, 0, 0])
-        self._take_plan(COLUMNS, window.column_plan, &self.window_rows[0, 0], &self.columns[0, 0])
-        return 0
+        return self._take_columns(window)
+
+    cdef int _take_columns(self, window) except -1:
+        self.column_parts_fs = window.column_parts_fs
+        if self.column_parts_fs is None:
+            _need(self.window_rows.shape[1] == self.columns.shape[1])
+            return self._take_plan(COLUMNS, window.column_plan, &self.window_rows[0, 0],
+                                   &self.columns[0, 0])
+        self.column_factors = window.column_factors
+        _need_joined_columns(self.column_parts_fs, self.column_factors, self.columns)
+        _need(self.column_parts_fs.shape[1] * self.column_parts_fs.shape[2]
+              == self.window_rows.shape[1])
+        return self._take_plan(COLUMNS, window.column_plan, &self.window_rows[0, 0],
+                               &self.column_parts_fs[0, 0, 0])
+
+    cdef void _transform_columns(self) noexcept nogil:
+        execute_in_nogil(&self.plans[COLUMNS])
+        if self.column_parts_fs is not None:
+            ps_join_columns(<const float *>&self.column_parts_fs[0, 0, 0], self.half,
+                            self.column_parts_fs.shape[1], self.column_parts_fs.shape[2],
+                            &self.column_factors[0, 0, 0, 0], self.columns.shape[1],
+                            <float *>&self.columns[0, 0])
 
     cdef int _take_images(self, loop) except -1:
         self.edge, mask = loop.edge, loop.mask
@@ -388,7 +406,7 @@ cdef class FrameRunner:
                         break
                     n_bad += found
                     if self.fill is None:
-                        execute_in_nogil(&self.plans[COLUMNS])
+                        self._transform_columns()
                     ps_make_ramps(cycles, &self.gain[0], self.box, scale,
                                   <float *>&self.ramp_x[0], <float *>&self.ramp_y[0])
                     self._weight(&taken, f, extra_defocus[f], self.apply_ctf,

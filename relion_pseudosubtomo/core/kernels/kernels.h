@@ -43,6 +43,9 @@ void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t 
                   const float *factors, int64_t n_columns, int64_t first_row, int64_t column_stride,
                   float *columns);
 
+void ps_join_columns(const float *parts_fs, int64_t n_columns, int64_t parts, int64_t length,
+                     const float *factors, int64_t n, float *columns);
+
 void ps_fold_rows(const float *rows_fs, int64_t n_rows, int64_t n, const float *factors, float *rows);
 
 /* ---- prebinning.c ------------------------------------------------------------------------------ */
@@ -93,6 +96,11 @@ void ps_unpack_volume(float *volume, int64_t n, float scale, int64_t plane, floa
 
 void ps_weight_cone(float *data, float *weight, float *multiplicity, int64_t n, int64_t plane,
                     const double *rotation, double slope, double sig0);
+
+/* ---- cube.c ------------------------------------------------------------------------------------- */
+
+void ps_transpose(const float *source, int64_t n_rows, int64_t n_columns, int64_t source_stride,
+                  int64_t target_stride, float *target);
 
 /* ---- noise.c ------------------------------------------------------------------------------------ */
 

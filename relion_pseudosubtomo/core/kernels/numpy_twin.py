@@ -158,25 +158,42 @@ def join_rows(parts_fs: Array, factors: Array, first_row: int, columns: Array) -
     columns[:, first_row : first_row + n_rows] = (near * a + far * b).sum(axis=1).T
 
 
+def join_columns(parts_fs: Array, factors: Array, columns: Array) -> None:
+    """Join the transforms of the parts of every column.
+
+    Parameters
+    ----------
+    parts_fs : ndarray, shape (n_columns, n_parts, length), complex64
+        Row j of part r is row n_parts j + r of the column.
+    factors : ndarray, shape (n_parts, 2, n, 2), float32
+        Complex factors a of the parts: (a, a) of the real parts, (-a, a) of the imaginary ones.
+    columns : ndarray, shape (n_columns, n), complex64
+        Filled: the n frequencies next to 0 of those of a part, FFTW order.
+    """
+    n, length = columns.shape[1], parts_fs.shape[2]
+    kept = np.r_[0 : n // 2, length - n // 2 : length]
+    complex_factors = factors[:, 0, :, 0] + 1j * factors[:, 1, :, 1]
+    columns[:] = (parts_fs[:, :, kept] * complex_factors).sum(axis=1)
+
+
 def fold_rows(rows_fs: Array, factors: Array, rows: Array) -> None:
     """Fold half-complex rows to half as many numbers, whose backward transform is the real row.
 
     Parameters
     ----------
-    rows_fs : ndarray, shape (n_planes, n_rows, n/2 + 1), complex64
-        Rows z follow each other within a plane. Of the first and the last number of each only the
-        real part counts.
+    rows_fs : ndarray, shape (n_rows, n/2 + 1), complex64
+        Of the first and the last number z of each row only the real part counts.
     factors : ndarray, shape (4, n/2, 2), float32
         Complex factors a and b of z[j] and conj(z[n/2 - j]), laid out as for `join_rows`.
-    rows : ndarray, shape (n_planes, n_rows, n/2), complex64
+    rows : ndarray, shape (n_rows, n/2), complex64
         Filled.
     """
-    half = rows.shape[2]
+    half = rows.shape[1]
     a = factors[0, :, 0] + 1j * factors[1, :, 1]
     b = factors[2, :, 0] + 1j * factors[3, :, 0]
     z = rows_fs.copy()
-    z[:, :, [0, half]] = z[:, :, [0, half]].real
-    rows[:] = a * z[:, :, :half] + b * z[:, :, half:0:-1].conj()
+    z[:, [0, half]] = z[:, [0, half]].real
+    rows[:] = a * z[:, :half] + b * z[:, half:0:-1].conj()
 
 
 def make_ramps(cycles: Array, gain: Array, factor: float, ramp_x: Array, ramp_y: Array) -> None:

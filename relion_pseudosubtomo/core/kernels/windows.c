@@ -156,6 +156,47 @@ void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t 
     }
 }
 
+/* Joins numbers first to end - 1 of a column, which are numbers first + shift onwards of its parts. */
+PS_INLINE void join_run(const float *z, int64_t parts, int64_t length, const float *factors,
+                        int64_t n, int64_t first, int64_t end, int64_t shift, float *out)
+{
+    const sixteen_indices swap = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
+    int64_t k = first;
+    for (; k + 8 <= end; k += 8) {
+        eight_complex sum = {0};
+        for (int64_t r = 0; r < parts; r++) {
+            eight_complex part = *(const eight_complex *)(z + 2 * (r * length + k + shift));
+            const float *f = factors + 4 * r * n + 2 * k;
+            sum += part * *(const eight_complex *)f
+                   + __builtin_shuffle(part, swap) * *(const eight_complex *)(f + 2 * n);
+        }
+        *(eight_complex *)(out + 2 * k) = sum;
+    }
+    for (; k < end; k++) {
+        float re = 0.0f, im = 0.0f;
+        for (int64_t r = 0; r < parts; r++) {
+            const float *part = z + 2 * (r * length + k + shift), *f = factors + 4 * r * n + 2 * k;
+            re += part[0] * f[0] + part[1] * f[2 * n];
+            im += part[1] * f[1] + part[0] * f[2 * n + 1];
+        }
+        out[2 * k] = re;
+        out[2 * k + 1] = im;
+    }
+}
+
+/* Joins the parts of every column at the n frequencies that are kept, in FFTW order: out[k] is the sum
+ * over the parts of a[k] z[k]. Each factor comes as two pairs' worth of floats, (a, a) and (-a', a'). */
+PS_CLONES
+void ps_join_columns(const float *parts_fs, int64_t n_columns, int64_t parts, int64_t length,
+                     const float *factors, int64_t n, float *columns)
+{
+    for (int64_t c = 0; c < n_columns; c++) {
+        const float *z = parts_fs + 2 * c * parts * length;
+        join_run(z, parts, length, factors, n, 0, n / 2, 0, columns + 2 * c * n);
+        join_run(z, parts, length, factors, n, n / 2, n, length - n, columns + 2 * c * n);
+    }
+}
+
 /* Folds half-complex rows of n / 2 + 1 numbers into n / 2, whose backward transform is the real row:
  * out[k] = a[k] z[k] + b[k] conj(z[n / 2 - k]), the factors laid out as for joining. */
 PS_CLONES
