@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -272,6 +273,17 @@ def parse_options(words: Sequence[str], command: str = "") -> JobOptions:
     values["dialects"] = tuple(name for name in DIALECTS if name in values["dialects"])
     if values["debug"]:
         values["log_level"] = "debug"
-    if not values["output"]:
-        parser.error("--o is empty: expected a directory")
+    _check_output(values["output"], parser)
     return JobOptions(**values)
+
+
+def _check_output(output: str, parser: Parser) -> None:
+    """Check that the names of images, which begin with --o, can stand in a STAR file."""
+    if not output:
+        parser.error("--o is empty: expected a directory")
+    try:
+        text = os.fsencode(output).decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if not text.isprintable() or "@" in text:
+        parser.error(f"--o {output!a}: expected UTF-8 without control characters and without @")

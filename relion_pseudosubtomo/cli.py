@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from relion_pseudosubtomo.options import JobOptions
     from relion_pseudosubtomo.parallel.world import Pool
     from relion_pseudosubtomo.run import Start
+    from relion_pseudosubtomo.signals import StopSignals
     from relion_pseudosubtomo.worker import SharedJob
 
 logger = logging.getLogger("relion_pseudosubtomo")
@@ -40,6 +41,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 def configure_logging(level: str) -> None:
     """Send messages to standard output, warnings and errors to standard error (spec 4.3)."""
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for tracebacks
     logger.handlers.clear()
     logger.propagate = False
     logger.setLevel(level.upper())
@@ -83,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except SystemExit as leave:  # --help and --version
         return int(leave.code or 0)
+    except KeyboardInterrupt:
+        logger.error("Interrupted")
+        return EXIT_INTERRUPTED
 
 
 def _run_check(words: list[str]) -> int:
@@ -168,12 +173,20 @@ def _tell_pipeline(words: list[str]) -> None:
 
 def _run(options: JobOptions, command: list[str]) -> int:
     """Run a job on all ranks; return the exit status of this one."""
+    from relion_pseudosubtomo.signals import StopSignals
+
+    # first of all: importing the rest takes a while, and a rank that left while MPI starts would
+    # let the others wait for ever
+    with StopSignals() as signals:
+        return _run_ranks(options, command, signals)
+
+
+def _run_ranks(options: JobOptions, command: list[str], signals: StopSignals) -> int:
     # imported here so that --help does not wait for the numerics
     from relion_pseudosubtomo.parallel.launch import open_world, usable_cores
     from relion_pseudosubtomo.parallel.threads import resolve_threads
     from relion_pseudosubtomo.pipeline import FAILURE, PipelineControl
     from relion_pseudosubtomo.run import Start
-    from relion_pseudosubtomo.signals import StopSignals
     from relion_pseudosubtomo.task_work import TaskWork
 
     world = open_world(os.environ)
@@ -188,20 +201,18 @@ def _run(options: JobOptions, command: list[str]) -> int:
             logger.warning("%s", warning)
         return threads
 
-    with StopSignals() as signals:
+    def main_rank(pool: Pool) -> int:
+        control = PipelineControl(options.pipeline_control)
+        threads = count_threads(pool.n_sharing)
+        return _run_here(options, Start(command, control, signals.wanted, threads), pool)
 
-        def main_rank(pool: Pool) -> int:
-            control = PipelineControl(options.pipeline_control)
-            threads = count_threads(pool.n_sharing)
-            return _run_here(options, Start(command, control, signals.wanted, threads), pool)
+    def make_work(shared: SharedJob, n_sharing: int) -> TaskWork:
+        return TaskWork(shared, count_threads(n_sharing))
 
-        def make_work(shared: SharedJob, n_sharing: int) -> TaskWork:
-            return TaskWork(shared, count_threads(n_sharing))
+    def on_abort() -> None:
+        PipelineControl(options.pipeline_control).finish(FAILURE)
 
-        def on_abort() -> None:
-            PipelineControl(options.pipeline_control).finish(FAILURE)
-
-        return world.lead(main_rank, make_work, signals.wanted, on_abort)
+    return world.lead(main_rank, make_work, signals.wanted, on_abort)
 
 
 def _run_here(options: JobOptions, start: Start, pool: Pool) -> int:

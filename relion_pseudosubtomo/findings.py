@@ -28,6 +28,7 @@ ADVICE: dict[str, str] = {
     "--overwrite, or give another --o.",
     "output-foreign": "Give another --o, or remove these files: only results with completion "
     "records of this program are continued or replaced.",
+    "input-replaced": "Give another --o: what a run writes is removed before it begins.",
     "output-locked": "Another job is writing to this directory: wait for it, or give another --o.",
     # STAR files
     "missing-file": "Start the program in the RELION project directory, or correct the path.",

@@ -17,6 +17,7 @@ from relion_pseudosubtomo.core.frames import FrameTables, make_frame_tables
 from relion_pseudosubtomo.core.inputs import TiltImages
 from relion_pseudosubtomo.core.noise import noise_weight, spread_noise_weight
 from relion_pseudosubtomo.core.prebin import bin_images
+from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.model import Tomogram
 from relion_pseudosubtomo.options import JobOptions
@@ -72,7 +73,22 @@ def load_tomogram(
     else:
         images = mrc.map_series(tomogram.frames)
         mrc.read_ahead([images[f] for f in np.flatnonzero(used)])
+    _check_sizes(tomogram, images, used)
     return prepare_images(options, tomogram, index, images, used, prebin=prebin, threads=threads)
+
+
+def _check_sizes(
+    tomogram: Tomogram, images: Sequence[NDArray[Any]], used: NDArray[np.bool_]
+) -> None:
+    """Check that the images are still those by which the particles' frames were chosen."""
+    width, height = tomogram.image_size_xy
+    for f in np.flatnonzero(used).tolist():
+        if images[f].shape != (height, width):
+            found = " x ".join(map(str, images[f].shape[::-1]))
+            raise InputError(
+                f"{tomogram.frames[f].path} has changed since it was checked: expected images of "
+                f"{width} x {height} pixels, found {found}"
+            )
 
 
 def prepare_images(

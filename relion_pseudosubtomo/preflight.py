@@ -27,12 +27,13 @@ from relion_pseudosubtomo.model import (
     TomogramSet,
     Trajectories,
 )
-from relion_pseudosubtomo.options import JobOptions, check_options
+from relion_pseudosubtomo.options import DIALECT_FOLDERS, JobOptions, check_options
+from relion_pseudosubtomo.output_directory import TOP_FILES
 from relion_pseudosubtomo.plan import Plan, make_plan
+from relion_pseudosubtomo.positions import FOLDER as POSITIONS_FOLDER
 from relion_pseudosubtomo.report.packages import missing_packages
 from relion_pseudosubtomo.summary import drop_lines, judge_coordinates
 
-_RESULT_FILES = ("particles.star", "optimisation_set.star")
 _IMAGE_FOLDER = "Subtomograms"
 
 #: Relative difference of pixel sizes from which particles do not fit each other.
@@ -253,13 +254,27 @@ def _check_results(options: JobOptions, findings: Findings) -> None:
 
 
 def _list_results(path: str) -> Iterator[str]:
-    for name in _RESULT_FILES:
-        if os.path.lexists(os.path.join(path, name)):
+    """Yield what lies where results will be; RELION's own jobs have a note.txt."""
+    for name in TOP_FILES:
+        if name != "note.txt" and os.path.lexists(os.path.join(path, name)):
             yield name
-    for _, _, files in os.walk(os.path.join(path, _IMAGE_FOLDER)):
-        if files:
-            yield f"files in {_IMAGE_FOLDER}"
-            return
+    for folder in (_IMAGE_FOLDER, POSITIONS_FOLDER, *DIALECT_FOLDERS.values()):
+        if any(files for _, _, files in os.walk(os.path.join(path, folder))):
+            yield f"files in {folder}"
+
+
+def _check_inputs_stay(options: JobOptions, files: OptimisationSet, findings: Findings) -> None:
+    """Check that no input lies where results will be, which are removed before they are made."""
+    given = (options.optimisation_set, files.particles, files.tomograms, files.trajectories)
+    outputs = {os.path.realpath(os.path.join(options.output, name)) for name in TOP_FILES}
+    for path in dict.fromkeys(path for path in given if path is not None):
+        if os.path.realpath(path) in outputs:
+            findings.error(
+                "input-replaced",
+                "input that this run would replace",
+                file=path,
+                expected=f"files outside {options.output}",
+            )
 
 
 def _read(options: JobOptions, findings: Findings) -> JobInput | None:
@@ -267,6 +282,7 @@ def _read(options: JobOptions, findings: Findings) -> JobInput | None:
     files = resolve(options, findings)
     if files is None:
         return None
+    _check_inputs_stay(options, files, findings)
     table = read_particle_table(files.particles, findings)
     wanted = None if table is None else table.tomogram_names()
     if options.only_tomogram is not None:

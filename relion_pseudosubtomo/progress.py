@@ -31,9 +31,8 @@ class Progress:
         self._done = 0
         self._started = self._last_line = time.monotonic()
         self._log_above: AbstractContextManager[None] | None = None
-        self._bar = tqdm(
-            total=total, unit=" particles", file=sys.stdout, disable=not sys.stdout.isatty()
-        )
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # none: it was closed
+        self._bar = tqdm(total=total, unit=" particles", file=sys.stdout, disable=not is_terminal)
 
     def __enter__(self) -> Progress:
         """Show the bar; lines of the log go above it."""

@@ -12,6 +12,9 @@ from relion_pseudosubtomo.model import ParticleSet, TaskResult
 from relion_pseudosubtomo.plan import (
     DROP_REASONS,
     FAILED_TOMOGRAM,
+    FEW_WITHIN_DOSE,
+    MANY_MISSING,
+    NOT_COMMON,
     UNKNOWN_TOMOGRAM,
     Plan,
     ProjectedPositions,
@@ -22,6 +25,9 @@ SUSPICIOUS_SHARE = 0.2
 
 #: So many fill a tomogram: fewer may well lie in one part of it.
 ENOUGH_PARTICLES = 50
+
+#: What options ask for is nothing suspicious.
+_AS_ASKED = (FEW_WITHIN_DOSE, MANY_MISSING, NOT_COMMON)
 
 _SIZES_MISSING = "The tomogram sizes are missing, so the coordinates cannot be judged."
 _NOTHING_SPECIAL = (
@@ -43,7 +49,8 @@ def judge_coordinates(plan: Plan, n_particles: int) -> str | None:
     """
     counts = Counter(plan.dropped_reasons)
     n_other = counts[UNKNOWN_TOMOGRAM] + counts[FAILED_TOMOGRAM]
-    n_placed, n_dropped = n_particles - n_other, len(plan.dropped_rows) - n_other
+    n_placed = n_particles - n_other
+    n_dropped = len(plan.dropped_rows) - n_other - sum(counts[reason] for reason in _AS_ASKED)
     where = plan.projected
     looks = _describe_coordinates(where)
     if not n_placed:

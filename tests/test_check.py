@@ -264,6 +264,10 @@ BAD = [
     error("output-directory", write("out", "a file"), "expected a directory"),
     error("output-foreign", RESULTS, "found particles.star"),
     error("output-foreign", RESULTS, "remove these files", arguments=("--overwrite",)),
+    error("output-foreign", write("out/positions2d/TS_01.star", ""), "files in positions2d"),
+    error("output-foreign", write("out/for_relion4/mine.star", ""), "files in for_relion4"),
+    error("output-foreign", write("out/sum_data.mrc", ""), "found sum_data.mrc"),
+    error("input-replaced", nothing, P, "expected files outside ./", arguments=("--o", "./")),
     error("output-exists", FORMER_RUN, "found results of another run"),
     error(
         "output-options", FORMER_RUN, "expected 4.0, found 2.0", arguments=("--only_do_unfinished",)
@@ -308,6 +312,7 @@ BAD = [
     error("duplicate-tomogram", value(T, "rlnTomoName", "TS_01", 1), "found TS_01"),
     error("unsafe-name", value(T, "rlnTomoName", "../TS_01"), "'../TS_01'"),
     error("unsafe-name", value(P, "rlnTomoParticleName", "/etc/x"), "'/etc/x'"),
+    error("unsafe-name", value(P, "rlnTomoParticleName", "TS_01/.a.tmp-1-2"), ".a.tmp-1-2"),
     error("long-name", value(P, "rlnTomoParticleName", "x" * 300), "180 bytes"),
     error("long-name", value(P, "rlnTomoParticleName", "x/" * 200), "255 in all"),
     warning("missing-size", NO_SIZES, "taken as -999"),

@@ -145,6 +145,9 @@ def test_options_without_effect(capsys: pytest.CaptureFixture[str]) -> None:
         ([*NEEDED, "--crop"], "--crop: expected one argument"),
         ([*NEEDED, "--log_level", "loud"], "--log_level: invalid choice: 'loud'"),
         ([*NEEDED, "--stack2d=1"], "--stack2d: ignored explicit argument '1'"),
+        ([*NEEDED, "--o", "a\nb/"], "--o 'a\\nb/': expected UTF-8 without control characters"),
+        ([*NEEDED, "--o", "1@a/"], "--o '1@a/': expected UTF-8 without control characters"),
+        ([*NEEDED, "--o", "\udce9/"], "--o '\\udce9/': expected UTF-8"),
     ],
 )
 def test_usage_errors(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -294,6 +294,7 @@ def test_a_lost_terminal_is_a_stop(
 
     def lose_terminal(*arguments: Any, **more: Any) -> Any:
         os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.3)  # until rank 0 looks
         return load(*arguments, **more)
 
     monkeypatch.setattr(worker, "load_tomogram", lose_terminal)

@@ -363,11 +363,12 @@ def test_a_tomogram_fails_alone(
         (None, "TS_01_003.mrc cannot be read"),
         (5000, "TS_01_003.mrc is truncated"),
         (b"no image " * 1000, "TS_01_003.mrc"),
+        ((20, 24), "TS_01_003.mrc has changed since it was checked: expected images of"),
     ],
-    ids=["removed", "truncated", "garbage"],
+    ids=["removed", "truncated", "garbage", "smaller"],
 )
 def test_an_image_that_changes_after_the_checks(
-    content: int | bytes | None,
+    content: int | bytes | tuple[int, int] | None,
     message: str,
     project: ProjectCopy,
     monkeypatch: pytest.MonkeyPatch,
@@ -381,6 +382,8 @@ def test_an_image_that_changes_after_the_checks(
     def map_series(frames: tuple[FrameImage, ...]) -> list[Any]:
         if content is None:
             victim.unlink(missing_ok=True)
+        elif isinstance(content, tuple):
+            mrcfile.write(victim, np.zeros(content, np.float32), overwrite=True)
         else:
             victim.write_bytes(whole[:content] if isinstance(content, int) else content)
         return real(frames)

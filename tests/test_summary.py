@@ -10,7 +10,7 @@ import pytest
 from small_models import make_options, make_particle_set, make_tomogram, make_tomogram_set
 
 from relion_pseudosubtomo.model import ParticleSet, TaskResult
-from relion_pseudosubtomo.plan import Plan, make_plan
+from relion_pseudosubtomo.plan import MANY_MISSING, Plan, make_plan
 from relion_pseudosubtomo.summary import (
     count_dropped,
     drop_lines,
@@ -57,6 +57,14 @@ def test_one_line_a_reason() -> None:
         "Dropped 1: outside the image in all frames",
         "Dropped 1: too few visible frames",
     ]
+
+
+def test_what_options_ask_for_is_not_suspicious() -> None:
+    """Particles that --max_missing leaves out say nothing about the coordinates."""
+    particle_set = make_particle_set([CENTRE] * 10 + [(10.0, 90, 30)] * 5)
+    plan = plan_of(particle_set, max_missing=0)
+    assert drop_lines(plan) == [f"Dropped 5: {MANY_MISSING}"]
+    assert judge_coordinates(plan, 15) is None
 
 
 @pytest.mark.parametrize(("n_dropped", "has_diagnosis"), [(2, False), (3, True)])

@@ -48,13 +48,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` (UTF-8, line ends as given) to `path`, whole or not at all.
 
+    Bytes of file names for which the locale has no letters are written as they are.
+
     Raises
     ------
     OutputError
         Where the file cannot be written.
     """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def make_folder(path: Path) -> None:

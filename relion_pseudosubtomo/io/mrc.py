@@ -110,7 +110,7 @@ def read_header(path: str) -> MrcHeader:
         file, has values of an unknown mode, or holds fewer bytes than its header promises.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
             head = file.read(HEADER_BYTES)
             file_size = os.fstat(file.fileno()).st_size
     except OSError as error:
@@ -142,6 +142,11 @@ def read_header(path: str) -> MrcHeader:
         ispg=int(fields["ispg"]),
         file_size=file_size,
     )
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe does not wait for a writer, and is found to be too short."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_headers(paths: Iterable[str]) -> dict[str, MrcHeader | InputError]:

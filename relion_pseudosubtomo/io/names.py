@@ -6,9 +6,11 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from urllib.parse import quote
 
 from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.io.atomic import TEMPORARY_PATTERN
 from relion_pseudosubtomo.io.star import StarTable
 
 #: Bytes of a file's name that a particle's or tomogram's may take; suffixes come behind.
@@ -27,6 +29,11 @@ def leads_outside(name: str) -> bool:
     return has_dots or name.startswith("/") or not name.isprintable()
 
 
+def _looks_temporary(name: str) -> bool:
+    """Return whether files of this name would be removed as left half-written."""
+    return ".tmp-" in name and any(fnmatch(p, f"{TEMPORARY_PATTERN}*") for p in name.split("/"))
+
+
 def is_too_long(name: str) -> bool:
     """Return whether file systems may refuse a file or a record of this name."""
     if name.isascii() and len(name) <= _LONGEST_QUOTED // 3:  # quoting takes three bytes at most
@@ -40,17 +47,18 @@ def report_unsafe_names(
 ) -> None:
     """Add errors for names that cannot be, or must not become, parts of output paths.
 
-    `unsafe-name` for names with `..`, absolute ones and control characters; `long-name`.
+    `unsafe-name` for names with `..`, absolute ones, control characters and names of temporary
+    files; `long-name`.
     """
     names = list(dict.fromkeys(names))
-    unsafe = [name for name in names if leads_outside(name)]
+    unsafe = [name for name in names if leads_outside(name) or _looks_temporary(name)]
     if unsafe:
         findings.error(
             "unsafe-name",
             f"unsafe {kind} name",
             file=table.path,
             table=table.name,
-            expected="names that stay inside the output directory",
+            expected="names that stay inside the output directory, and not .*.tmp-*-*",
             found=list_first((repr(name[:_SHOWN]) for name in unsafe), 3),
         )
     long = [name for name in names if is_too_long(name)]

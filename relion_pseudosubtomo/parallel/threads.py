@@ -32,7 +32,8 @@ def resolve_threads(
     if wanted <= cores:
         return wanted, ""
     return cores, (
-        f"{source} asks for {wanted} threads, but each rank is bound to {cores} cores: {cores} are "
-        "used. Under Open MPI, launch with --bind-to none or --map-by slot:PE=T to give a rank T "
-        "cores; under SLURM, with srun -c T."
+        f"{source} asks for {wanted} threads, but this process may use {cores} cores: so many "
+        "threads are used. Where a launcher binds ranks to fewer cores than there are: under "
+        "Open MPI, launch with --bind-to none or --map-by slot:PE=T to give a rank T cores; under "
+        "SLURM, with srun -c T."
     )
