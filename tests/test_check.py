@@ -442,6 +442,22 @@ BAD = [
     ),
     warning("optics-filled", with_optics(groups=()), "the groups by rlnOpticsGroupName"),
     error("optics-group", with_optics("\n2 optics2", "\n7 optics2"), "found 2"),
+    error(
+        "not-a-number",
+        with_optics("\n2 optics2 300", "\n2 optics2 abc"),
+        "rlnVoltage",
+        "found 'abc'",
+    ),
+    error(
+        "not-finite",
+        with_optics("300 2.7 0.07 2.7\n2", "300 nan 0.07 2.7\n2"),
+        "rlnSphericalAberration in particles.star, table optics, row 1",
+    ),
+    error(
+        "not-finite",
+        with_optics("300 2.7 0.07 2.7\n2", "300 2.7 inf 2.7\n2"),
+        "rlnAmplitudeContrast",
+    ),
     error("optics-disagree", with_optics("0.07 2.7\n2", "0.07 1.35\n2"), "expected 2.7", "1.35"),
     # trajectories
     error(

@@ -34,6 +34,9 @@ _SHARED = {
     labels.TILT_SERIES_PIXEL_SIZE: "pixel_size",
 }
 
+#: Copied to the output alone, so that they may be absent: CTFs are those of the tomograms.
+_MAY_BE_ABSENT = (labels.VOLTAGE, labels.SPHERICAL_ABERRATION, labels.AMPLITUDE_CONTRAST)
+
 
 def read_optics(table: StarTable, findings: Findings) -> OpticsGroups:
     """Return the groups of an optics table.
@@ -43,7 +46,8 @@ def read_optics(table: StarTable, findings: Findings) -> OpticsGroups:
     table : StarTable
         `data_optics`, one row or more.
     findings : Findings
-        Gets errors for missing columns, repeated group numbers and malformed vectors.
+        Gets errors for missing columns, repeated group numbers, values that are no finite numbers
+        and malformed vectors.
     """
     group = numbers(table, labels.OPTICS_GROUP, findings)
     not_whole = np.flatnonzero(np.isfinite(group) & (group != np.floor(group)))
@@ -59,6 +63,8 @@ def read_optics(table: StarTable, findings: Findings) -> OpticsGroups:
             table=table.name,
             found=list_first(repeated),
         )
+    for label in _MAY_BE_ABSENT:
+        numbers(table, label, findings, default=np.nan)
     return OpticsGroups(
         columns=table.columns,
         numbers=np.nan_to_num(group).astype(np.int64),
@@ -297,7 +303,8 @@ def check_optics(
     for label, attribute in _SHARED.items():
         if label not in optics.columns:
             continue
-        values = numbers(StarTable("optics", optics.columns, path=path), label, Findings())
+        table = StarTable("optics", optics.columns, path=path)
+        values = numbers(table, label, Findings())  # read_optics has said what is no number
         bad = []
         for row, place in pairs:
             owner = tomogram_set.tomograms[place]

@@ -354,6 +354,29 @@ def test_optics_that_disagree(project, findings, only, old, new, label, words):
     only("optics-disagree", "error", f"{label} of optics group 95", "tomogram TS_03", words)
 
 
+OPTICS_VALUES = {
+    "rlnVoltage": "300",
+    "rlnSphericalAberration": "2.7",
+    "rlnAmplitudeContrast": "0.07",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [("None", None), ("abc", "not-a-number"), ("nan", "not-finite")]
+)
+@pytest.mark.parametrize("label", OPTICS_VALUES)
+def test_optics_are_numbers_or_absent(project, findings, only, label, text, code):
+    """What would be copied is checked by itself, also without tomograms to compare it with."""
+    values = {**OPTICS_VALUES, label: text}
+    old, new = ("69\ta\t" + "\t".join(v.values()) for v in (OPTICS_VALUES, values))
+    add_optics(project(), OPTICS.replace(old, new))
+    make_particle_set(read_particle_table(PARTICLES, findings), None, findings)
+    if code is None:
+        assert not findings.items
+    else:
+        only(code, "error", label, "table optics, row 2", f"found '{text}'")
+
+
 def test_optics_that_nearly_agree(project, findings):
     add_optics(project(), OPTICS.replace("0.07\t2.7\n69", "0.07\t2.7009\n69"))
     read(findings)
