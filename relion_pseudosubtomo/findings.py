@@ -87,7 +87,7 @@ ADVICE: dict[str, str] = {
     "dialect-rotation": "Use the tomogram set of RELION's own alignment, or leave out this --for.",
     "dialect-coordinates": "Check the tomogram sizes, or remove these particles.",
     "dialect-name": "Rename, or leave out this --for.",
-    "average-pixel-size": "Average the tomograms of each pixel size by themselves.",
+    "sum-pixel-size": "Add up the tomograms of each pixel size by themselves.",
     # Trajectories
     "trajectory-missing": "Use the trajectory set of these particles, or none.",
     "trajectory-renamed": "Give the sets names of their own before they are joined, or use no "

@@ -37,7 +37,7 @@ from relion_pseudosubtomo.summary import drop_lines, judge_coordinates
 _IMAGE_FOLDER = "Subtomograms"
 
 #: Relative difference of pixel sizes from which particles do not fit each other.
-AVERAGE_PIXEL_SIZES = 0.01
+_SUM_PIXEL_SIZES = 0.01
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,8 @@ def _plan(options: JobOptions, job: JobInput, findings: Findings) -> Plan | None
     looks = judge_coordinates(plan, len(job.particle_set))
     if looks is not None:
         findings.warning("coordinates", looks, file=path)
-    if options.average:
-        _check_average(job, plan, findings)
+    if options.makes_sums:
+        _check_sums(options, job, plan, findings)
     if plan.tasks:
         check_dialects(options, job.tomogram_set, plan, findings)
     else:
@@ -136,14 +136,16 @@ def _plan(options: JobOptions, job: JobInput, findings: Findings) -> Plan | None
     return plan
 
 
-def _check_average(job: JobInput, plan: Plan, findings: Findings) -> None:
-    """Check that one average can hold all particles."""
+def _check_sums(options: JobOptions, job: JobInput, plan: Plan, findings: Findings) -> None:
+    """Check that one volume can hold all particles."""
     tomograms = [job.tomogram_set.tomograms[task.tomogram] for task in plan.tasks]
     sizes = sorted({tomogram.pixel_size for tomogram in tomograms})
-    if sizes and sizes[-1] > sizes[0] * (1 + AVERAGE_PIXEL_SIZES):
+    if sizes and sizes[-1] > sizes[0] * (1 + _SUM_PIXEL_SIZES):
+        wanted = {"--sum": options.sum, "--average": options.average}
         findings.error(
-            "average-pixel-size",
-            "--average of tomograms with several pixel sizes",
+            "sum-pixel-size",
+            f"{' and '.join(name for name, on in wanted.items() if on)} of tomograms with several "
+            "pixel sizes",
             file=job.tomogram_set.path,
             expected="one",
             found=list_first(f"{size:g}" for size in sizes),

@@ -375,7 +375,11 @@ def test_what_makes_no_average_is_refused(
 
 
 @pytest.mark.usefixtures("small")
-def test_several_pixel_sizes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("options", [["--average"], ["--sum"], ["--sum", "--average"]])
+def test_several_pixel_sizes_are_refused(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever is added up; without sums each particle has the pixel size of its tomogram."""
     columns = dict(read_tables(TOMOGRAMS)["global"].columns)
     for label, value in (("rlnTomoTiltSeriesPixelSize", "3.1"), ("rlnOpticsGroupName", "other")):
         columns[label] = np.array([value, *columns[label][1:]], dtype=object)
@@ -384,7 +388,8 @@ def test_several_pixel_sizes_are_refused(capsys: pytest.CaptureFixture[str]) -> 
     particles.pop("rlnOpticsGroup", None)
     write_star(Path("no_optics.star"), [StarTable("particles", particles)])
     words = ["--p", "no_optics.star", "--t", "sizes.star", "--o", "Average/sizes/", *SMALL_BOX]
-    assert cli.main([*words, "--average"]) == 1
+    assert cli.main(["check", *words]) == 0
+    assert cli.main([*words, *options]) == 1
     error = capsys.readouterr().err
-    assert "[average-pixel-size]" in error
+    assert f"error [sum-pixel-size] {' and '.join(options)} of tomograms" in error
     assert "expected one, found 3, 3.1" in error

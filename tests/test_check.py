@@ -580,7 +580,7 @@ def test_every_code_of_the_input_is_covered() -> None:
     """A code without a bad file that gives it would be a message nobody has seen."""
     untested = {code for code in ADVICE if code not in {bad.code for bad in BAD}}
     # tested above, in test_report.py and in test_average_option.py: no single file gives them
-    untested -= {"output-locked", "missing-package", "average-pixel-size"}
+    untested -= {"output-locked", "missing-package", "sum-pixel-size"}
     assert not {code for code in untested if not code.startswith("result-")}
 
 
