@@ -33,6 +33,11 @@ class OpticsGroups:
     even_zernike: tuple[NDArray[np.floating], ...]
     odd_zernike: tuple[NDArray[np.floating], ...]
 
+    @classmethod
+    def none(cls) -> OpticsGroups:
+        """Return a table without groups."""
+        return cls({}, np.empty(0, dtype=np.int64), np.empty(0), (), ())
+
 
 @dataclass(frozen=True)
 class ParticleSet:
@@ -89,9 +94,20 @@ class ParticleSet:
         return len(self.names)
 
     def take_numbers(self, rows: NDArray[np.int64]) -> ParticleSet:
-        """Return the particles of these rows without any text: what extraction needs."""
+        """Return the particles of these rows without any text: what extraction needs.
+
+        Without the optics groups too, which every rank is given once for all its tasks:
+        `optics_row` counts in those.
+        """
         no_names = np.broadcast_to(np.array("", dtype=object), len(self))  # of no size
-        bare = replace(self, columns={}, general={}, names=no_names, former_names=None)
+        bare = replace(
+            self,
+            columns={},
+            general={},
+            names=no_names,
+            former_names=None,
+            optics=OpticsGroups.none(),
+        )
         return bare.take(rows)
 
     def take(self, rows: NDArray[np.int64]) -> ParticleSet:
