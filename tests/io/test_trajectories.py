@@ -131,6 +131,12 @@ LAYOUTS = {
     "tabs": lambda shift: table_text(shift).replace(" ", "\t"),
     "no numbers": lambda shift: table_text(shift, LABELS.replace(" #1", "").replace(" #2", "")),
     "comments": lambda shift: "# c\n" + table_text(shift).replace("\n", " # c\n"),
+    "comments of any kind": lambda shift: (
+        "#\n\t## c # d\n" + table_text(shift).replace("\n", "\t#c #\n", 6) + "#"
+    ),
+    "values with a hash": lambda shift: (
+        with_more_columns(shift).replace(" x", " x#").replace("\n0 ", " # c\n0# ")
+    ),
     "more columns": with_more_columns,
     "other order": lambda shift: table_text(
         shift[:, ::-1], "_rlnOriginZAngst\n_rlnOriginYAngst\n_rlnOriginXAngst\n"
