@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from relion_pseudosubtomo.core.prebin import HALF_LENGTH, binned_size
 from relion_pseudosubtomo.core.windows import BLOCK_BYTES
 from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram
@@ -37,25 +39,32 @@ _FINISH_MEMORY = 190.0
 
 def particle_bytes(options: JobOptions, tomogram: Tomogram, n_visible: int) -> tuple[int, ...]:
     """Return the exact number of bytes of each of a particle's MRC files (spec 3.1, 3.2)."""
-    sizes = _value_bytes(options, tomogram, n_visible, options.image_suffixes)
+    sizes = _value_bytes(options, tomogram, 1, n_visible, options.image_suffixes)
     return tuple(MRC_HEADER_BYTES + size for size in sizes)
 
 
 def _value_bytes(
-    options: JobOptions, tomogram: Tomogram, n_visible: int, suffixes: tuple[str, ...]
+    options: JobOptions,
+    tomogram: Tomogram,
+    n_particles: int,
+    n_visible: int,
+    suffixes: tuple[str, ...],
 ) -> list[int]:
-    """Return the bytes of a particle's values, whatever file they go to."""
+    """Return the bytes of the values of particles with so many visible frames in all.
+
+    One number a suffix, whatever files the values go to.
+    """
     item = 2 if options.float16 else 4
     n = options.crop
     if options.real_subtomo:
         n = real_box_size(n, options.binning, tomogram.tomogram_binning or 1.0)
     n_values = {
         "_stack2d.mrcs": n_visible * n * n,
-        ALL_TILTS: tomogram.n_frames * n * n,
+        ALL_TILTS: n_particles * tomogram.n_frames * n * n,
         WITHOUT_CTF: n_visible * n * n,
-        "_weights.mrc": 2 * n * n * (n // 2 + 1),
+        "_weights.mrc": n_particles * 2 * n * n * (n // 2 + 1),
     }
-    volume = n_visible * n * n if options.real_subtomo else n**3
+    volume = n_visible * n * n if options.real_subtomo else n_particles * n**3
     return [item * n_values.get(suffix, volume) for suffix in suffixes]
 
 
@@ -64,16 +73,23 @@ def task_bytes(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
 
     What a container holds besides, text and tables, is left out. Compressed it is smaller.
     """
-    n_visible = task.visible.sum(axis=1)
-    n_bytes = sum(sum(particle_bytes(options, tomogram, int(n))) for n in n_visible)
-    return n_bytes + container_bytes(options, tomogram, task)
+    n_files = len(task) * len(options.image_suffixes)
+    n_bytes = _task_values(options, tomogram, task, options.image_suffixes)
+    return MRC_HEADER_BYTES * n_files + n_bytes + container_bytes(options, tomogram, task)
 
 
 def container_bytes(options: JobOptions, tomogram: Tomogram, task: Task) -> int:
     """Return the bytes of a task's values in a container that is not compressed."""
     kept = options.result_suffixes if options.hdf5 else ()
-    n_visible = task.visible.sum(axis=1)
-    return sum(sum(_value_bytes(options, tomogram, int(n), kept)) for n in n_visible)
+    return _task_values(options, tomogram, task, kept)
+
+
+def _task_values(
+    options: JobOptions, tomogram: Tomogram, task: Task, suffixes: tuple[str, ...]
+) -> int:
+    """Return the bytes of the values of all of a task's particles."""
+    n_visible = int(np.count_nonzero(task.visible))
+    return sum(_value_bytes(options, tomogram, len(task), n_visible, suffixes))
 
 
 def passing_bytes(options: JobOptions, n_bytes: Sequence[int], ranks: int) -> int:

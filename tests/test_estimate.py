@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_models import make_options, make_tomogram
 
-from relion_pseudosubtomo.estimate import choose_prebin, seconds_beside, task_seconds
+from relion_pseudosubtomo.estimate import (
+    MRC_HEADER_BYTES,
+    choose_prebin,
+    container_bytes,
+    particle_bytes,
+    seconds_beside,
+    task_bytes,
+    task_seconds,
+)
 from relion_pseudosubtomo.model import Task
 
 
@@ -51,6 +61,33 @@ def test_the_noise_of_an_image_costs_more_than_reading_it() -> None:
     )
     assert whitened[0] > 2 * plain[0]
     assert whitened[1] == plain[1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"float16": True, "ctf": True, "multi": True, "div": True, "nrm": True},
+        {"no_comb": True, "hdf5": True},
+        {"stack2d": True, "hdf5": True, "no_mrc": True},
+        {"stack2d": True, "dialects": ("tomodrgn", "cryodrgn")},
+        {"real_subtomo": True, "hdf5": True},
+        {"sum": True, "no_writing": True},
+    ],
+    ids=str,
+)
+def test_a_task_writes_what_its_particles_write(changes: dict[str, object]) -> None:
+    """The bytes of the whole task are those of its particles added up, to the last one."""
+    options, tomogram = make_options(**changes), make_tomogram(tomogram_binning=1.5)
+    seen = np.random.default_rng(1).random((20, 3)) < 0.6
+    task = Task(0, 0, 0, np.arange(20), ("1",) * 20, seen)
+    files = sum(sum(particle_bytes(options, tomogram, int(n))) for n in seen.sum(axis=1))
+    alone = replace(options, hdf5=False, no_mrc=False, dialects=())
+    n_headers = MRC_HEADER_BYTES * len(alone.image_suffixes)
+    values = [sum(particle_bytes(alone, tomogram, int(n))) - n_headers for n in seen.sum(axis=1)]
+    contained = sum(values) if options.hdf5 else 0
+    assert container_bytes(options, tomogram, task) == contained
+    assert task_bytes(options, tomogram, task) == files + contained
 
 
 def test_a_particle_costs_by_what_is_seen_of_it() -> None:
