@@ -8,7 +8,7 @@ import numpy as np
 
 from relion_pseudosubtomo.core.prebin import HALF_LENGTH, binned_size
 from relion_pseudosubtomo.core.windows import BLOCK_BYTES
-from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram
+from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram, Trajectories
 from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, real_box_size
 
 MRC_HEADER_BYTES = 1024
@@ -30,9 +30,10 @@ _SECONDS_START = 0.05
 _BYTES_PER_SECOND = 4e9
 
 #: What Python, the libraries and the tables of a small job take, and a value of a particle table
-#: while it is read.
+#: and of the trajectories while they are read: a number a frame and axis, and its text.
 _BASE_MEMORY = 110e6
 _TABLE_CELL_MEMORY = 160.0
+_SHIFT_MEMORY = 40.0
 #: What finished half maps and their FSC take at once, by half-complex voxel.
 _FINISH_MEMORY = 190.0
 
@@ -228,9 +229,11 @@ def _average_memory(options: JobOptions, threads: int) -> float:
     return 2 * threads * packed + (2 * 24 + _FINISH_MEMORY) * voxels if options.average else 0.0
 
 
-def table_memory(particle_set: ParticleSet) -> float:
+def table_memory(particle_set: ParticleSet, trajectories: Trajectories | None) -> float:
     """Return the private memory in bytes that rank 0 needs for the tables, beside its own work."""
-    return _TABLE_CELL_MEMORY * len(particle_set) * len(particle_set.columns)
+    n_shifts = 0 if trajectories is None else sum(shift.size for shift in trajectories.shifts)
+    n_cells = len(particle_set) * len(particle_set.columns)
+    return _TABLE_CELL_MEMORY * n_cells + _SHIFT_MEMORY * n_shifts
 
 
 def _image_memory(options: JobOptions, tomogram: Tomogram, threads: int) -> float:

@@ -161,7 +161,8 @@ def _memory_text(
     options: JobOptions, job: JobInput, tomograms: list[Tomogram], threads: int
 ) -> str:
     """Return how much memory of their own the ranks need."""
-    memory, tables = rank_memory(options, tomograms, threads), table_memory(job.particle_set)
+    memory = rank_memory(options, tomograms, threads)
+    tables = table_memory(job.particle_set, job.trajectories)
     text = f"{memory / 1e9:.2f} GB a rank"
     return f"{text}, {tables / 1e9:.2f} GB more on rank 0 for the tables" if tables > 5e7 else text
 

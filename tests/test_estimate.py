@@ -1,4 +1,4 @@
-"""What a task will cost, of which only ratios count."""
+"""What a task will cost: times, of which only ratios count, bytes and memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small_models import make_options, make_tomogram
+from small_models import make_options, make_particle_set, make_tomogram
 
 from relion_pseudosubtomo.estimate import (
     MRC_HEADER_BYTES,
@@ -14,10 +14,11 @@ from relion_pseudosubtomo.estimate import (
     container_bytes,
     particle_bytes,
     seconds_beside,
+    table_memory,
     task_bytes,
     task_seconds,
 )
-from relion_pseudosubtomo.model import Task
+from relion_pseudosubtomo.model import Task, Trajectories
 
 
 def make_task(n_particles: int, visible: float = 1.0) -> Task:
@@ -88,6 +89,18 @@ def test_a_task_writes_what_its_particles_write(changes: dict[str, object]) -> N
     contained = sum(values) if options.hdf5 else 0
     assert container_bytes(options, tomogram, task) == contained
     assert task_bytes(options, tomogram, task) == files + contained
+
+
+def test_rank_0_holds_the_trajectories_too() -> None:
+    """More memory than for the particles alone, by the numbers and by the text they are read of."""
+    particles = make_particle_set(np.zeros((50, 3)))
+    shifts = tuple(np.zeros((n_frames, 3)) for n_frames in (41, 0) * 25)
+    n_bytes = sum(shift.nbytes for shift in shifts)
+    text = 13 * 3 * 41 * 25  # as they are written
+    alone = table_memory(particles, None)
+    more = table_memory(particles, Trajectories("motion.star", shifts)) - alone
+    assert alone > 0
+    assert n_bytes + text < more < 2 * (n_bytes + text)
 
 
 def test_a_particle_costs_by_what_is_seen_of_it() -> None:
