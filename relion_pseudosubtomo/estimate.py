@@ -93,6 +93,30 @@ def _task_values(
     return sum(_value_bytes(options, tomogram, len(task), n_visible, suffixes))
 
 
+def sums_bytes(options: JobOptions) -> int:
+    """Return the bytes of the arrays beside one completion record (`--sum`, `--average`)."""
+    n_volume, n_half = options.crop**3, options.crop**2 * (options.crop // 2 + 1)
+    n_bytes = 8 * (n_volume + n_half) if options.sum else 0
+    return n_bytes + (2 * (8 + 4) * n_half if options.average else 0)
+
+
+def all_sums_bytes(options: JobOptions, n_ranges: int, ranks: int) -> int:
+    """Return the bytes of all sums that a run leaves beside its records.
+
+    Of each range; ranks that share tomograms at the end of a run leave about one more each; and
+    those of one tomogram, while they are joined, are there in double precision besides.
+
+    Parameters
+    ----------
+    options : JobOptions
+    n_ranges : int
+        Ranges of particles that are to be done.
+    ranks : int
+    """
+    shared = ranks - 1 if options.may_split else 0
+    return sums_bytes(options) * (n_ranges + shared + 2) if n_ranges else 0
+
+
 def passing_bytes(options: JobOptions, n_bytes: Sequence[int], ranks: int) -> int:
     """Return the bytes that a run needs beside its results, at most.
 

@@ -250,6 +250,7 @@ class OutputDirectory:
         InputError
         """
         free = shutil.disk_usage(self._path).free
+        free += sum(self.records.sums_size(record) for record in self._obsolete)
         if self._options.overwrite:
             free += sum(size for record in self._obsolete for size in record.sizes)
         if n_bytes > free and not self._options.ignore_disk_space:

@@ -18,6 +18,7 @@ from relion_pseudosubtomo.average_results import write_average
 from relion_pseudosubtomo.core import kernels
 from relion_pseudosubtomo.errors import PseudoSubtomoError
 from relion_pseudosubtomo.estimate import (
+    all_sums_bytes,
     choose_prebin,
     container_bytes,
     passing_bytes,
@@ -152,7 +153,7 @@ def _print_plan(options: JobOptions, job: JobInput, plan: Plan, ranks: int, thre
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if sum(n_bytes) > free:
+    if sum(n_bytes) + all_sums_bytes(options, len(plan.tasks), ranks) > free:
         logger.warning("Disk space: only %.2f GB are free", free / 1e9)
     logger.info("Dry run: nothing was written.")
 
@@ -286,11 +287,13 @@ class Extraction:
 
     def _bytes_to_write(self, ranks: int) -> int:
         pairs = list(zip(self._tomograms(), self.plan.tasks, strict=True))
-        n_bytes = sum(
-            task_bytes(self.options, tomogram, task.part(first, stop))
+        ranges = [
+            (tomogram, task.part(first, stop))
             for tomogram, task in pairs
             for first, stop in self.completed.missing(task)
-        )
+        ]
+        n_bytes = sum(task_bytes(self.options, tomogram, part) for tomogram, part in ranges)
+        n_bytes += all_sums_bytes(self.options, len(ranges), ranks)
         unfinished = [
             container_bytes(self.options, tomogram, task)
             for tomogram, task in pairs

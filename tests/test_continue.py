@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from project_copy import ProjectCopy
 
 from relion_pseudosubtomo import output_directory, worker
 from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError, OutputError
+from relion_pseudosubtomo.estimate import all_sums_bytes, sums_bytes
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.io.records import RecordStore
 
@@ -221,6 +223,62 @@ def test_too_little_disk_space_is_refused(
     assert main(WORDS) == 1
     assert "Disk space in out/" in capsys.readouterr().err
     assert main([*WORDS, "--ignore_disk_space"]) == 0
+
+
+def sums_files() -> list[Path]:
+    """Return the files of partial sums."""
+    return sorted(Path("out/.completed").rglob("*.npz"))
+
+
+@pytest.mark.parametrize("options", [["--sum"], ["--average"], ["--sum", "--average"]])
+def test_disk_space_counts_partial_sums(
+    case: ProjectCopy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+) -> None:
+    """With nothing else to be written; those that --overwrite removes count as free."""
+    words = [*WORDS, "--no_writing", *options]
+    assert main(words) == 0
+    each = sums_bytes(case.options(sum="--sum" in options, average="--average" in options))
+    sizes = [path.stat().st_size for path in sums_files()]
+    assert len(sizes) == 2
+    assert all(each < size < each + 2000 for size in sizes)  # archives have headers
+    needed, there = 4 * each, sum(sizes)
+    for free, status in ((needed - there - 1, 1), (needed - there, 0)):
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr("shutil.disk_usage", lambda path, usage=usage: usage)
+        assert main([*words, "--overwrite"]) == status
+        assert ("Disk space in out/" in capsys.readouterr().err) == bool(status)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": needed - 1}))
+    assert main([*words, "--overwrite", "--dry_run"]) == 0
+    assert "Disk space" in capsys.readouterr().err
+
+
+def test_ranks_that_share_tomograms_leave_more_partial_sums(case: ProjectCopy) -> None:
+    """One more each, unless nothing is split; nothing where nothing is done."""
+    options = case.options(sum=True)
+    each = sums_bytes(options)
+    assert all_sums_bytes(options, 5, 4) == all_sums_bytes(options, 5, 1) + 3 * each
+    alone = case.options(sum=True, no_split=True)
+    assert all_sums_bytes(alone, 5, 4) == all_sums_bytes(options, 5, 1)
+    assert all_sums_bytes(options, 0, 4) == 0
+
+
+def test_sums_of_a_finished_run_are_used_by_the_next(case: ProjectCopy) -> None:
+    """With one more tomogram they are those of both, and the first is not extracted again."""
+    table = Path("particles.star").read_text()
+    kept = [line for line in table.split("\n") if not line.startswith("TS_03")]
+    Path("particles.star").write_text("\n".join(kept))
+    assert main([*WORDS, "--sum"]) == 0
+    assert len(sums_files()) == 1
+    Path("particles.star").write_text(table)
+    assert main([*CONTINUE, "--sum"]) == 0
+    assert n_done_before() == 2
+    continued = mrc.read_volume("out/sum_data.mrc")
+    assert main([*WORDS, "--sum", "--overwrite"]) == 0
+    fresh = mrc.read_volume("out/sum_data.mrc")
+    assert np.abs(continued - fresh).max() <= 1e-6 * np.abs(fresh).max()
 
 
 def test_what_cannot_be_written_is_never_left_out_silently(

@@ -113,6 +113,12 @@ class RecordStore:
         with np.load(self._path(record).with_suffix(".npz")) as arrays:
             return dict(arrays)
 
+    def sums_size(self, record: Record) -> int:
+        """Return the bytes of the sums beside a record; 0 where there are none."""
+        with contextlib.suppress(OSError):
+            return self._path(record).with_suffix(".npz").stat().st_size
+        return 0
+
     def remove(self, record: Record) -> None:
         """Remove a record and its sums; the files it names stay."""
         path = self._path(record)
