@@ -8,6 +8,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,10 @@ logger = logging.getLogger("relion_pseudosubtomo")
 
 #: Seconds that records of other nodes may take to show.
 RECORDS_APPEAR = 10.0
+
+#: Threads that look at the files of earlier runs: parallel file systems answer slowly, but many at
+#: a time.
+_LOOKING_THREADS = 8
 
 #: Everything a run writes into the output directory itself.
 TOP_FILES = (
@@ -108,17 +113,20 @@ class OutputDirectory:
             By task number.
         """
         by_name = {tomogram_set.tomograms[task.tomogram].name: task for task in tasks}
+        records = sorted(self.records.read_all(), key=_whole_first)
+        if self._options.overwrite:
+            self._obsolete += records
+            return Completed(), []
         completed, kept, n_stale = Completed(), [], 0
-        for record in sorted(self.records.read_all(), key=_whole_first):
+        trusted = self._find_trusted(records, by_name, fingerprints)
+        for record, is_trusted in zip(records, trusted, strict=True):
             task = by_name.get(record.tomogram)
-            if self._options.overwrite:
-                self._obsolete.append(record)
-            elif task is None:
+            if task is None:
                 # left out of this run, or its images cannot be read now: its results stay good
                 is_away = record.tomogram in tomogram_set.failed
                 if not is_away and self._options.only_tomogram is None:
                     self._obsolete.append(record)
-            elif not self._trusted(record, task, fingerprints[task.number]):
+            elif not is_trusted:
                 self._obsolete.append(record)
                 n_stale += 1
             elif completed.overlaps(task.number, record.first, record.stop):
@@ -219,6 +227,18 @@ class OutputDirectory:
             else:
                 all_there &= self.containers.finish(name, threads, stopped)
         return all_there
+
+    def _find_trusted(
+        self, records: list[Record], by_name: dict[str, Task], fingerprints: dict[int, str]
+    ) -> list[bool]:
+        """Return whether each record can be trusted; those of no task cannot."""
+
+        def is_trusted(record: Record) -> bool:
+            task = by_name.get(record.tomogram)
+            return task is not None and self._trusted(record, task, fingerprints[task.number])
+
+        with ThreadPoolExecutor(_LOOKING_THREADS) as pool:
+            return list(pool.map(is_trusted, records))
 
     def _trusted(self, record: Record, task: Task, fingerprint: str) -> bool:
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.estimate import all_sums_bytes, sums_bytes
 from relion_pseudosubtomo.io import mrc
-from relion_pseudosubtomo.io.records import RecordStore
+from relion_pseudosubtomo.io.records import Record, RecordStore
 
 WORDS = ["--p", "particles.star", "--t", "tomograms.star", "--b", "48", "--crop", "24"]
 WORDS += ["--bin", "2", "--j", "2", "--o", "out/"]
 CONTINUE = [*WORDS, "--only_do_unfinished"]
+PATIENCE = 10
 
 
 @pytest.fixture
@@ -94,6 +96,23 @@ def test_other_options_are_refused(case: ProjectCopy, capsys: pytest.CaptureFixt
     assert "[output-options]" in text
     assert "--whiten is not that of the results in out/: expected False, found True" in text
     assert contents() == before
+
+
+def test_files_of_records_are_looked_at_side_by_side(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at each record waits here for that at the other."""
+    assert main(WORDS) == 0
+    both = threading.Barrier(2)
+    is_intact = RecordStore.is_intact
+
+    def wait(self: RecordStore, record: Record, **more: bool) -> bool:
+        both.wait(PATIENCE)
+        return is_intact(self, record, **more)
+
+    monkeypatch.setattr(RecordStore, "is_intact", wait)
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 4
 
 
 def test_changed_input_is_extracted_again(case: ProjectCopy) -> None:
