@@ -255,11 +255,6 @@ class Scheduler:
         """Whether anything is left to hand out."""
         return bool(self._waiting)
 
-    @property
-    def has_held(self) -> bool:
-        """Whether any rank has work in hand."""
-        return any(self._held.values())
-
     def worth_holding_two(self) -> bool:
         """Whether there is enough left that every rank may hold its next piece already."""
         task = self._costliest()
