@@ -15,13 +15,17 @@ import pytest
 from oracle.read_case import read_case
 from project_copy import REFERENCE, ProjectCopy
 from reference_comparison import read_star_text
+from small_models import make_options, make_particle_set, make_tomogram, make_tomogram_set
 
 from relion_pseudosubtomo import task_work, worker
 from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.core.inputs import TiltImages
 from relion_pseudosubtomo.io import mrc
+from relion_pseudosubtomo.plan import make_plan
+from relion_pseudosubtomo.positions import project_particles
 from relion_pseudosubtomo.report import collect, figures, packages
 from relion_pseudosubtomo.report.contents import read_contents
+from relion_pseudosubtomo.report.geometry import make_geometry
 from relion_pseudosubtomo.report.store import ReportStore
 
 INPUT = ["--p", "particles.star", "--t", "tomograms.star"]
@@ -160,6 +164,20 @@ def test_markers_and_histograms_count_particles(
     assert 0 < drawn <= len(dropped["rlnTomoName"])
 
 
+@pytest.mark.parametrize("hand", [-1.0, 1.0])
+def test_defocus_is_that_at_the_particles_depth(hand: float) -> None:
+    """The mean over its visible frames: 12 pixels of 2 A above the centre, half of it counted."""
+    options, tilts = make_options(), [-30.0, 0.0, 30.0]
+    tomograms = make_tomogram_set(make_tomogram(tilts=tilts, hand=hand, defocus_slope=0.5))
+    particles = make_particle_set([(100, 90, 30), (100, 90, 42)])
+    plan = make_plan(options, tomograms, particles, None)
+    (projected,) = project_particles(options, tomograms, particles, None, plan)
+    assert projected.visible.all()
+    shift = hand * 0.5 * 2.0 * 12 * np.cos(np.deg2rad(tilts)).mean()
+    geometry = make_geometry(options, projected, "")
+    np.testing.assert_allclose(geometry.defocus, [19500, 19500 + shift], rtol=0, atol=0.01)
+
+
 def test_warnings_are_shown(project: ProjectCopy) -> None:
     project.replace("particles.star", "\nTS_01\t", "\nTS_unknown\t", 1)
     run(*BOX_2D, "--report")
@@ -193,6 +211,7 @@ def test_collected_pictures_are_those_of_the_images(
     start_in(tmp_path, "basic_3d", monkeypatch)
     run(*BOX_3D, "--report")
     for tomogram in read_contents("out", 30).tomograms:
+        assert tomogram.is_collected
         volumes = [mrcfile.read(image) for image in tomogram.images]
         expected = np.mean([volume.sum(axis=0) for volume in volumes], axis=0)
         n_summed = sum(piece.n_summed for piece in tomogram.pieces)
@@ -202,8 +221,13 @@ def test_collected_pictures_are_those_of_the_images(
 
 
 def test_stacks_show_their_least_exposed_image(project: ProjectCopy) -> None:
+    """By dose, wherever in the stack that is."""
+    for name in ("TS_01", "TS_03"):
+        for frame, dose in ((6, "0.500000"), (3, "20.000000")):  # 3 is the untilted one
+            project.set_value(f"tilt_series/{name}.star", "rlnMicrographPreExposure", frame, dose)
     run(*BOX_2D, "--report")
     for tomogram in read_contents("out", 30).tomograms:
+        assert tomogram.is_collected
         tilts = next(iter(read_star_text(Path(f"tilt_series/{tomogram.name}.star")).values()))
         dose = np.array(tilts["rlnMicrographPreExposure"], float)
         table = table_of("particles.star")
@@ -211,7 +235,9 @@ def test_stacks_show_their_least_exposed_image(project: ProjectCopy) -> None:
         pictures = []
         for image in tomogram.images:
             visible = np.array(json.loads(flags[image]), bool)
-            pictures.append(mrcfile.read(image)[np.argmin(dose[visible])])
+            least, stack = int(np.argmin(dose[visible])), mrcfile.read(image)
+            assert least != len(stack) // 2
+            pictures.append(stack[least])
         found = tomogram.pieces[0].picture_sum / len(pictures)
         np.testing.assert_allclose(found, np.mean(pictures, axis=0), atol=1e-5)
 
