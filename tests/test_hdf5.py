@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -183,6 +184,26 @@ def test_joined_file_is_particles_star(case: ProjectCopy) -> None:
                 file["dose"][i][: tomogram.n_frames], tomogram.pre_exposure
             )
             assert np.isnan(file["dose"][i][tomogram.n_frames :]).all()
+
+
+def test_more_containers_than_files_may_be_open(case: ProjectCopy) -> None:
+    """A process may have 1,024 files open by default; a job may have more tomograms."""
+    assert main([*WORDS, *PACKED]) == 0
+    n_containers, n_left = 60, 20
+    names = [f"copy_{i}.h5" for i in range(n_containers)]
+    for name in names:
+        shutil.copy(CONTAINERS[0], f"out/{name}")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = len(os.listdir("/proc/self/fd")) + n_left
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        hdf5.join(Path("out/all.h5"), names, hdf5.Tables({}, {}, (labels.TOMO_NAME,)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with hdf5.open_container("out/all.h5") as file, hdf5.open_container(CONTAINERS[0]) as one:
+        assert hdf5.read_text(file["containers"]).tolist() == names
+        assert file["images"].shape[0] == n_containers * len(one["images"])
+        np.testing.assert_array_equal(file["images"][-len(one["images"]) :], one["images"][:])
 
 
 def make_options(**changes: object) -> JobOptions:

@@ -5,7 +5,6 @@ No other module uses h5py. Nothing in a file varies from run to run.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -323,55 +322,71 @@ def join(path: Path, names: Sequence[str], tables: Tables) -> None:
     OutputError
         Where the file cannot be written.
     """
-    with atomic_path(path) as temporary, contextlib.ExitStack() as stack:
-        members = [stack.enter_context(open_container(path.parent / name)) for name in names]
-        with _create(temporary) as file:
-            first = members[0]
-            for key, value in first.attrs.items():
-                if key != "tomogram":
-                    file.attrs[key] = value
-            _add(file, "tomograms", _text([member.attrs["tomogram"] for member in members]))
-            _add(file, "containers", _text(list(names)))
-            _add(file, "n_frames", np.array([len(m["dose"]) for m in members], np.int64))
-            counts = [len(member["stems"]) for member in members]
-            _add(file, "first_particle", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-            _add(file, "tomogram_index", np.repeat(np.arange(len(members)), counts))
-            if first.attrs["is_stack"]:
-                _add(file, "offsets", _join_offsets(members))
-            for name in _dataset_names(first):
-                if name != "offsets":
-                    _add_virtual(file, name, members, names)
-            file["table"].attrs["columns"] = np.array(tables.columns, dtype=h5py.string_dtype())
-            general = file.create_group("general")
-            general.attrs["columns"] = np.array(list(tables.general), dtype=h5py.string_dtype())
-            for label, text in tables.general.items():
-                _add(general, label, _text([text]))
-            _add_table(file.create_group("optics"), tables.optics)
+    members = [_read_member(path.parent / name) for name in names]
+    with atomic_path(path) as temporary, _create(temporary) as file:
+        first = members[0]
+        for key, value in first.attributes.items():
+            if key != "tomogram":
+                file.attrs[key] = value
+        _add(file, "tomograms", _text([member.attributes["tomogram"] for member in members]))
+        _add(file, "containers", _text(list(names)))
+        _add(file, "n_frames", np.array([m.datasets["dose"].shape[0] for m in members], np.int64))
+        counts = [member.datasets["stems"].shape[0] for member in members]
+        _add(file, "first_particle", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+        _add(file, "tomogram_index", np.repeat(np.arange(len(members)), counts))
+        if first.attributes["is_stack"]:
+            n_images = np.concatenate([member.n_images for member in members])
+            _add(file, "offsets", np.concatenate([[0], np.cumsum(n_images)]).astype(np.int64))
+        for name in first.datasets:
+            if name != "offsets":
+                _add_virtual(file, name, [member.datasets[name] for member in members], names)
+        file["table"].attrs["columns"] = np.array(tables.columns, dtype=h5py.string_dtype())
+        general = file.create_group("general")
+        general.attrs["columns"] = np.array(list(tables.general), dtype=h5py.string_dtype())
+        for label, text in tables.general.items():
+            _add(general, label, _text([text]))
+        _add_table(file.create_group("optics"), tables.optics)
 
 
-def _dataset_names(file: h5py.File) -> list[str]:
-    found: list[str] = []
-    file.visititems(lambda name, item: found.append(name) if _is_dataset(item) else None)
-    return found
+@dataclass(frozen=True)
+class _Described:
+    """A dataset of a container: its shape, type and attributes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    attributes: dict[str, Any]
 
 
-def _is_dataset(item: object) -> bool:
-    return isinstance(item, h5py.Dataset)
+@dataclass(frozen=True)
+class _Member:
+    """What joining needs of a container: attributes, images of each particle of stacks, datasets."""
+
+    attributes: dict[str, Any]
+    n_images: NDArray[np.int64]
+    datasets: dict[str, _Described]
 
 
-def _join_offsets(members: list[h5py.File]) -> NDArray[np.int64]:
-    n_images = np.concatenate([np.diff(member["offsets"][:]) for member in members])
-    return np.concatenate([[0], np.cumsum(n_images)]).astype(np.int64)
+def _read_member(path: Path) -> _Member:
+    """Read a container and close it: of thousands, a process may not hold all open."""
+    datasets: dict[str, _Described] = {}
+
+    def note(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            datasets[name] = _Described(item.shape, item.dtype, dict(item.attrs))
+
+    with open_container(path) as file:
+        file.visititems(note)
+        offsets = file["offsets"][:] if file.attrs["is_stack"] else np.empty(0, np.int64)
+        return _Member(dict(file.attrs), np.diff(offsets), datasets)
 
 
 def _add_virtual(
-    file: h5py.File, name: str, members: list[h5py.File], names: Sequence[str]
+    file: h5py.File, name: str, sources: list[_Described], names: Sequence[str]
 ) -> None:
     """Add a dataset that consists of those of the containers, one behind the other.
 
     Rows a frame are filled up to the longest; what holds one row a tomogram becomes a table.
     """
-    sources = [member[name] for member in members]
     by_tomogram = name in _PER_TOMOGRAM
     shapes = [(1, *s.shape) if by_tomogram else s.shape for s in sources]
     rest = tuple(np.max([shape[1:] for shape in shapes], axis=0, initial=0).tolist())
@@ -394,8 +409,7 @@ def _add_virtual(
     group = file.require_group(parent) if parent else file
     kind, space = h5py.h5t.py_create(widest, logical=True), h5py.h5s.create_simple(total)
     made = h5py.h5d.create(group.id, last.encode(), kind, space, settings)
-    for key, value in sources[0].attrs.items():
-        h5py.Dataset(made).attrs[key] = value
+    h5py.Dataset(made).attrs.update(sources[0].attributes)
 
 
 def open_container(path: str | os.PathLike[str]) -> h5py.File:
