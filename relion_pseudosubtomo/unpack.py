@@ -43,7 +43,7 @@ def unpack(directory: str) -> int:
         entries = _read_entries(directory)
         directory = name_as_recorded(directory, entries.particles)
         containers = hdf5.read_text(joined["containers"])
-        for name in containers:  # rows of a missing one would look empty
+        for name in containers:  # before anything is written
             hdf5.open_container(Path(directory, name)).close()
         general = {label: text[0] for label, text in hdf5.read_table(joined["general"]).items()}
         optics = hdf5.read_table(joined["optics"])

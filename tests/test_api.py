@@ -28,7 +28,7 @@ from relion_pseudosubtomo import (
 from relion_pseudosubtomo.api import sources
 from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.io import mrc
+from relion_pseudosubtomo.io import hdf5, mrc
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.preflight import read_and_check
 
@@ -271,6 +271,28 @@ def test_a_missing_container_is_no_empty_particle(here: Path, tmp_path: Path) ->
     (tmp_path / "job/Subtomograms/TS_01.h5").unlink()
     with pytest.raises(InputError, match=r"TS_01\.h5 is missing"):
         open_dataset(tmp_path / "job")
+
+
+def test_opening_a_joined_file_opens_no_container(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many tomograms there are; a container is opened when a particle of it is read."""
+    opened: list[str] = []
+    real = hdf5.open_container
+
+    def note(path: str | Path) -> hdf5.File:
+        opened.append(Path(path).name)
+        return real(path)
+
+    monkeypatch.setattr(hdf5, "open_container", note)
+    dataset = open_dataset("packed_3d")
+    assert opened == ["particles.h5"]
+    assert dataset[0].images.any()
+    assert opened == ["particles.h5", "TS_01.h5"]
+    for container in ("TS_01", "TS_03"):
+        alone = open_dataset(f"packed_3d/Subtomograms/{container}.h5")
+        rows = dataset.columns["rlnTomoName"] == container
+        np.testing.assert_array_equal(dataset.pixel_size[rows], alone.pixel_size)
 
 
 def test_public_names() -> None:

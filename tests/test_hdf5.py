@@ -186,6 +186,28 @@ def test_joined_file_is_particles_star(case: ProjectCopy) -> None:
             assert np.isnan(file["dose"][i][tomogram.n_frames :]).all()
 
 
+@pytest.mark.parametrize("kind", ["2D", "3D, every file"])
+def test_joined_file_needs_containers_for_images_alone(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables, visible frames and statistics are in it: they stay where the containers are gone."""
+    name, words = KINDS[kind]
+    start_in(tmp_path, name, monkeypatch)
+    assert main([*WORDS, *words, *COMPRESSED]) == 0
+    before = read_all("out/particles.h5")
+    parts = [read_all(path) for path in CONTAINERS]
+    shutil.rmtree("out/Subtomograms")
+    after = read_all("out/particles.h5")
+    images = {name for name in after if f"{name}@suffix" in after}
+    assert {name for name in after if after[name] != before[name]} == images
+    with hdf5.open_container("out/particles.h5") as file:
+        assert all(file[name].is_virtual for name in images)
+    copied = [name for name in parts[0] if re.match(r"statistics/[^@]+$|frame_index$", name)]
+    assert copied
+    for name in copied:
+        assert after[name][2] == b"".join(part[name][2] for part in parts)  # type: ignore[index]
+
+
 def test_more_containers_than_files_may_be_open(case: ProjectCopy) -> None:
     """A process may have 1,024 files open by default; a job may have more tomograms."""
     assert main([*WORDS, *PACKED]) == 0

@@ -188,14 +188,15 @@ def open_optimisation_set(path: str | os.PathLike[str], project: str = ".") -> P
 
 def _open_hdf5(path: Path) -> ParticleDataset:
     with hdf5.open_container(path) as file:
-        is_joined = "containers" in file
-        names = hdf5.read_text(file["containers"]) if is_joined else [path.name]
-        paths = [os.path.abspath(path.parent / name) for name in names]
-        sizes = [_read_pixel_size(name) for name in paths]  # rows of a missing one would look empty
         n = len(file["stems"])
-        first = file["first_particle"][:] if is_joined else np.array([0, n])
-        n_frames = file["n_frames"][:] if is_joined else np.array([len(file["dose"])])
-        lengths = np.repeat(n_frames, np.diff(first))
+        if "containers" in file:
+            names, first = hdf5.read_text(file["containers"]), file["first_particle"][:]
+            n_frames, sizes = file["n_frames"][:], file["pixel_size"][:]
+        else:
+            names, first = np.array([path.name], object), np.array([0, n])
+            n_frames, sizes = len(file["dose"]), file.attrs["pixel_size"]
+        counts = np.diff(first)
+        lengths, pixel_size = np.repeat(n_frames, counts), np.repeat(sizes, counts)
         visible = [
             flags[:length].astype(bool)
             for flags, length in zip(file["visible"][:], lengths, strict=True)
@@ -203,14 +204,12 @@ def _open_hdf5(path: Path) -> ParticleDataset:
         table = hdf5.read_table(file["table"])
         columns = {label: values for label, values in table.items() if label in file["table"]}
         is_stack = bool(file.attrs["is_stack"])
-    pixel_size = np.repeat(sizes, np.diff(first))
+    paths = [os.path.abspath(path.parent / name) for name in names]
+    for container in paths:  # opened only when their particles are asked for
+        if not os.path.exists(container):
+            raise InputError(f"{container} is missing, which {path} names")
     source = ContainerSource(paths, first)
     return ParticleDataset(columns, pixel_size, is_stack, np.arange(n), visible, source)
-
-
-def _read_pixel_size(path: str) -> float:
-    with hdf5.open_container(path) as file:
-        return float(file.attrs["pixel_size"])
 
 
 def _open_star(path: Path, project: Path) -> ParticleDataset:

@@ -305,7 +305,9 @@ class Tables:
 
 
 def join(path: Path, names: Sequence[str], tables: Tables) -> None:
-    """Write the file that joins whole containers as virtual datasets, in this order.
+    """Write the file that joins whole containers, in this order.
+
+    It has all but the images itself, so that reading it opens no other file; these are virtual.
 
     Parameters
     ----------
@@ -328,18 +330,11 @@ def join(path: Path, names: Sequence[str], tables: Tables) -> None:
         for key, value in first.attributes.items():
             if key != "tomogram":
                 file.attrs[key] = value
-        _add(file, "tomograms", _text([member.attributes["tomogram"] for member in members]))
-        _add(file, "containers", _text(list(names)))
-        _add(file, "n_frames", np.array([m.datasets["dose"].shape[0] for m in members], np.int64))
-        counts = [member.datasets["stems"].shape[0] for member in members]
-        _add(file, "first_particle", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
-        _add(file, "tomogram_index", np.repeat(np.arange(len(members)), counts))
-        if first.attributes["is_stack"]:
-            n_images = np.concatenate([member.n_images for member in members])
-            _add(file, "offsets", np.concatenate([[0], np.cumsum(n_images)]).astype(np.int64))
-        for name in first.datasets:
-            if name != "offsets":
-                _add_virtual(file, name, [member.datasets[name] for member in members], names)
+        _add_tomograms(file, members, names)
+        for name in first.small:
+            _add(file, name, _join_rows(name, [member.small[name] for member in members]))
+        for name in first.images:
+            _add_virtual(file, name, [member.images[name] for member in members], names)
         file["table"].attrs["columns"] = np.array(tables.columns, dtype=h5py.string_dtype())
         general = file.create_group("general")
         general.attrs["columns"] = np.array(list(tables.general), dtype=h5py.string_dtype())
@@ -349,8 +344,8 @@ def join(path: Path, names: Sequence[str], tables: Tables) -> None:
 
 
 @dataclass(frozen=True)
-class _Described:
-    """A dataset of a container: its shape, type and attributes."""
+class _Images:
+    """A dataset of images in a container: its shape, type and attributes."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -359,57 +354,92 @@ class _Described:
 
 @dataclass(frozen=True)
 class _Member:
-    """What joining needs of a container: attributes, images of each particle of stacks, datasets."""
+    """What joining needs of a container: attributes, small datasets as a whole, and its images."""
 
     attributes: dict[str, Any]
-    n_images: NDArray[np.int64]
-    datasets: dict[str, _Described]
+    small: dict[str, NDArray]
+    images: dict[str, _Images]
 
 
 def _read_member(path: Path) -> _Member:
     """Read a container and close it: of thousands, a process may not hold all open."""
-    datasets: dict[str, _Described] = {}
+    small: dict[str, NDArray] = {}
+    images: dict[str, _Images] = {}
 
     def note(name: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
-            datasets[name] = _Described(item.shape, item.dtype, dict(item.attrs))
+        if "suffix" in item.attrs:
+            images[name] = _Images(item.shape, item.dtype, dict(item.attrs))
+        elif isinstance(item, h5py.Dataset):
+            small[name] = item[...]
 
     with open_container(path) as file:
-        file.visititems(note)
-        offsets = file["offsets"][:] if file.attrs["is_stack"] else np.empty(0, np.int64)
-        return _Member(dict(file.attrs), np.diff(offsets), datasets)
+        try:
+            file.visititems(note)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        return _Member(dict(file.attrs), small, images)
 
 
-def _add_virtual(
-    file: h5py.File, name: str, sources: list[_Described], names: Sequence[str]
-) -> None:
-    """Add a dataset that consists of those of the containers, one behind the other.
+def _add_tomograms(file: h5py.File, members: list[_Member], names: Sequence[str]) -> None:
+    """Add what tells where the particles of each tomogram are, and what its images are."""
+    counts = [len(member.small["stems"]) for member in members]
+    _add(file, "tomograms", _text([member.attributes["tomogram"] for member in members]))
+    _add(file, "containers", _text(list(names)))
+    sizes = [member.attributes["pixel_size"] for member in members]
+    _add(file, "pixel_size", np.array(sizes, np.float64))
+    _add(file, "n_frames", np.array([len(member.small["dose"]) for member in members], np.int64))
+    _add(file, "first_particle", np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    _add(file, "tomogram_index", np.repeat(np.arange(len(members)), counts))
+
+
+def _join_rows(name: str, parts: list[NDArray]) -> NDArray:
+    """Return a small dataset of all containers, one behind the other.
 
     Rows a frame are filled up to the longest; what holds one row a tomogram becomes a table.
     """
-    by_tomogram = name in _PER_TOMOGRAM
-    shapes = [(1, *s.shape) if by_tomogram else s.shape for s in sources]
-    rest = tuple(np.max([shape[1:] for shape in shapes], axis=0, initial=0).tolist())
-    total = (sum(shape[0] for shape in shapes), *rest)
-    widest = max((source.dtype for source in sources), key=lambda dtype: dtype.itemsize)
+    if name == "offsets":
+        n_images = np.concatenate([np.diff(part) for part in parts])
+        return np.concatenate([[0], np.cumsum(n_images)]).astype(np.int64)
+    if name in _PER_TOMOGRAM:
+        return _fill_up([part[np.newaxis] for part in parts], np.nan)
+    if name == "visible":
+        return _fill_up(parts, 0)
+    joined = np.concatenate(parts)
+    if joined.dtype.kind == "S":  # as long as the longest of all, and still UTF-8
+        return joined.astype(h5py.string_dtype("utf-8", joined.dtype.itemsize))
+    return joined
+
+
+def _fill_up(parts: list[NDArray], fill: float) -> NDArray:
+    """Return the rows of all parts, shape (n, columns of the widest part)."""
+    shape = sum(map(len, parts)), max(part.shape[1] for part in parts)
+    joined = np.full(shape, fill, parts[0].dtype)
+    row = 0
+    for part in parts:
+        joined[row : row + len(part), : part.shape[1]] = part
+        row += len(part)
+    return joined
+
+
+def _add_virtual(file: h5py.File, name: str, parts: list[_Images], names: Sequence[str]) -> None:
+    """Add a dataset that consists of those of the containers, one behind the other."""
+    # reconstructed tomograms of several binnings give boxes of several sizes: zeros fill them up
+    rest = tuple(np.max([part.shape[1:] for part in parts], axis=0).tolist())
+    total = (sum(part.shape[0] for part in parts), *rest)
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     settings.set_layout(h5py.h5d.VIRTUAL)
     settings.set_obj_track_times(False)
-    if by_tomogram:  # else zeros
-        settings.set_fill_value(np.array(np.nan))
     row = 0
-    for source, shape, path in zip(sources, shapes, names, strict=True):
+    for part, path in zip(parts, names, strict=True):
         region = h5py.h5s.create_simple(total)
-        region.select_hyperslab((row, *(0 for _ in rest)), shape)
+        region.select_hyperslab((row, *(0 for _ in rest)), part.shape)
         # % is special in the names of sources
         where = os.fsencode(path.replace("%", "%%")), name.encode()
-        settings.set_virtual(region, *where, h5py.h5s.create_simple(source.shape))
-        row += shape[0]
-    parent, _, last = name.rpartition("/")
-    group = file.require_group(parent) if parent else file
-    kind, space = h5py.h5t.py_create(widest, logical=True), h5py.h5s.create_simple(total)
-    made = h5py.h5d.create(group.id, last.encode(), kind, space, settings)
-    h5py.Dataset(made).attrs.update(sources[0].attributes)
+        settings.set_virtual(region, *where, h5py.h5s.create_simple(part.shape))
+        row += part.shape[0]
+    kind, space = h5py.h5t.py_create(parts[0].dtype), h5py.h5s.create_simple(total)
+    made = h5py.h5d.create(file.id, name.encode(), kind, space, settings)
+    h5py.Dataset(made).attrs.update(parts[0].attributes)
 
 
 def open_container(path: str | os.PathLike[str]) -> h5py.File:
