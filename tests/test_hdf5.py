@@ -183,7 +183,35 @@ def test_joined_file_is_particles_star(case: ProjectCopy) -> None:
             np.testing.assert_array_equal(
                 file["dose"][i][: tomogram.n_frames], tomogram.pre_exposure
             )
-            assert np.isnan(file["dose"][i][tomogram.n_frames :]).all()
+
+
+@pytest.mark.parametrize("kind", ["2D", "3D"])
+def test_joined_file_of_two_frame_counts(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has a value a frame is filled up to the longest tilt series: NaN, and not visible."""
+    name, words = KINDS[kind]
+    case = start_in(tmp_path, name, monkeypatch)
+    series = case.path / "tilt_series" / "TS_01.star"
+    lines = series.read_text().rstrip("\n").split("\n")
+    series.write_text("\n".join(lines[:-2]) + "\n")
+    assert main([*WORDS, *words, *PACKED]) == 0
+    with hdf5.open_container("out/particles.h5") as file:
+        n_frames = file["n_frames"][:]
+        assert n_frames.tolist() == [n_frames[1] - 2, n_frames[1]]
+        assert file["visible"].shape[1] == n_frames[1]
+        for i, path in enumerate(CONTAINERS):
+            with hdf5.open_container(path) as one:
+                for label in ("dose", "tilt"):
+                    assert file[label].shape == (2, n_frames[1])
+                    np.testing.assert_array_equal(file[label][i, : n_frames[i]], one[label][:])
+                    assert np.isnan(file[label][i, n_frames[i] :]).all()
+                visible = file["visible"][slice(*file["first_particle"][i : i + 2])]
+                np.testing.assert_array_equal(visible[:, : n_frames[i]], one["visible"][:])
+                assert one["visible"][:].any()
+                assert not visible[:, n_frames[i] :].any()
+    lengths = [len(particle.visible) for particle in open_dataset("out")]
+    assert lengths == np.repeat(n_frames, 2).tolist()
 
 
 @pytest.mark.parametrize("kind", ["2D", "3D, every file"])
