@@ -542,6 +542,32 @@ def test_values_of_containers_are_verified(
     assert "3 errors" in said
 
 
+@pytest.mark.parametrize("words", [PACKED, ["--hdf5"]], ids=["alone", "beside MRC files"])
+@pytest.mark.parametrize("named", [True, False], ids=["named", "nameless"])
+def test_table_of_another_program_is_verified(
+    words: list[str], named: bool, case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Particles left out, another order, no names: what is left is in the containers."""
+    assert main([*WORDS, *words]) == 0
+    star = read_star("out/particles.star", Findings())
+    assert star is not None
+    columns = star.tables["particles"].columns
+    for label in list(columns):
+        columns[label] = columns[label][:0:-1]
+    if not named:
+        del columns[labels.PARTICLE_NAME]
+    write_star("selected.star", star.tables.values())
+    assert main(["verify", "--deep", "out/", "--particles", "selected.star"]) == 0
+    assert "3 particles verified\n0 errors, 0 warnings" in capsys.readouterr().out
+    with h5py.File(CONTAINERS[1], "r+") as file:
+        file["images"][0, 0, 0, 0] = np.nan
+        file["stems"][1] = file[f"table/{labels.PARTICLE_NAME}"][1] = b"TS_03/unknown"
+    assert main(["verify", "--deep", "out/", "--particles", "selected.star"]) == 1
+    said = capsys.readouterr().out
+    assert f"container in {CONTAINERS[1]}: expected 2 of TS_03, found 2, without " in said
+    assert ("values that are NaN or infinite" in said) == ("--no_mrc" in words)
+
+
 def test_damaged_chunk_is_found(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
     """What no longer decompresses is named."""
     assert main([*WORDS, *COMPRESSED]) == 0

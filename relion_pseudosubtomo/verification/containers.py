@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from relion_pseudosubtomo.io.containers import JOINED, container_name
 from relion_pseudosubtomo.io.mrc_validation import DataFaults, inspect_values
 from relion_pseudosubtomo.verification.images import ImageFile, list_files
 from relion_pseudosubtomo.verification.results import Results
+
+if TYPE_CHECKING:
+    from relion_pseudosubtomo.io.hdf5 import File
 
 _SHOWN = 3
 
@@ -48,20 +52,35 @@ def check_containers(results: Results, findings: Findings) -> None:
             continue
         try:
             with hdf5.open_container(path) as file:
-                found = hdf5.read_text(file["table"][labels.PARTICLE_NAME])
+                found = _list_particles(results, file)
         except InputError as error:
             findings.error("result-unreadable", str(error))
             continue
-        if found.tolist() != names[tomograms == tomogram].tolist():
+        wanted = names[tomograms == tomogram].tolist()
+        held = set(found)
+        strangers = [name for name in wanted if name not in held]
+        # another program leaves particles out, and may sort the others
+        if strangers or (results.request.is_own_table and found != wanted):
+            without = f", without {list_first(strangers, _SHOWN)}" if strangers else ""
             findings.error(
                 "result-table", "other particles than in the container", file=path,
-                expected=f"{np.count_nonzero(tomograms == tomogram)} of {tomogram}",
-                found=f"{len(found)}",
+                expected=f"{len(wanted)} of {tomogram}", found=f"{len(found)}{without}",
             )  # fmt: skip
     if not (folder / JOINED).exists():
         missing.append(str(folder / JOINED))
     if missing:
         findings.error("result-missing", "container missing", found=list_first(missing, _SHOWN))
+
+
+def _list_particles(results: Results, file: File) -> list[str]:
+    """Return what the table calls each particle of a container: its name, or its image's."""
+    from relion_pseudosubtomo.io import hdf5  # most directories have none
+
+    if labels.PARTICLE_NAME in results.particles.columns:
+        return hdf5.read_text(file["table"][labels.PARTICLE_NAME]).tolist()
+    ending = file["images"].attrs["suffix"]
+    stems = hdf5.read_text(file["stems"])
+    return [os.path.join(results.request.directory, stem + ending) for stem in stems]
 
 
 def inspect_containers(
@@ -88,7 +107,7 @@ def inspect_containers(
     slices: list[int | None] = [None] * len(rows)
     for path in sorted(list_containers(results)):
         try:
-            for name, suffix, values in _read_particles(path):
+            for name, suffix, values in _read_particles(results, path):
                 file = files.get((rows.get(name, -1), suffix))
                 if file is None:  # of a particle that another program has left out
                     continue
@@ -102,14 +121,13 @@ def inspect_containers(
     return inspected, slices
 
 
-def _read_particles(path: str) -> Iterator[tuple[str, str, NDArray[np.floating]]]:
+def _read_particles(results: Results, path: str) -> Iterator[tuple[str, str, NDArray[np.floating]]]:
     """Yield (particle's name, suffix, values) of every MRC file that a container stands for."""
     from relion_pseudosubtomo.io import hdf5  # most directories have none
 
     with hdf5.open_container(path) as file:
-        names = hdf5.read_text(file["table"][labels.PARTICLE_NAME])
         suffixes = hdf5.list_suffixes(file)
-        for row, name in enumerate(names):
+        for row, name in enumerate(_list_particles(results, file)):
             for suffix in suffixes:
                 yield name, suffix, hdf5.read_values(file, suffix, row)
 
