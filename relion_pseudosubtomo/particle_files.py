@@ -36,6 +36,7 @@ class ParticleWriter:
         self._options = options
         self._task = task
         self._container = container
+        self._folders: set[Path] = set()
 
     def write(self, i: int, files: list[OutputFile]) -> tuple[int, int]:
         """Write particle `i` of the task; return bytes and clipped values.
@@ -61,7 +62,9 @@ class ParticleWriter:
         n_bytes = n_clipped = 0
         paths = [Path(options.output, particle_file(stem, suffix)) for suffix, _, _ in files]
         for folder in dict.fromkeys(path.parent for path in paths):
-            make_folder(folder)
+            if folder not in self._folders:  # two threads may make the same, which does no harm
+                make_folder(folder)
+                self._folders.add(folder)
         for path, (suffix, array, voxel) in zip(paths, files, strict=True):
             written, clipped = mrc.write_mrc(
                 path,
