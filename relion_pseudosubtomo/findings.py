@@ -239,6 +239,14 @@ def list_first(values: Iterable[object], limit: int = 10) -> str:
     return f"{', '.join(texts[:limit])}, ... ({len(texts)} in all)"
 
 
+def bytes_text(n_bytes: float) -> str:
+    """Return a number of bytes in the largest unit of which it has one: `3.20 MB`."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:,.2f} {unit}"
+    return f"{n_bytes:.0f} bytes"
+
+
 def format_findings(findings: Findings, limit: float = 10) -> str:
     """Return all findings, errors first, one a line, and of each code at most `limit`."""
     lines: list[str] = []

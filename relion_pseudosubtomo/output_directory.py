@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from relion_pseudosubtomo.errors import InputError, OutputError
+from relion_pseudosubtomo.findings import bytes_text
 from relion_pseudosubtomo.io.atomic import TEMPORARY_PATTERN
 from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.fingerprint import describe_options
@@ -273,10 +274,11 @@ class OutputDirectory:
         free += sum(self.records.sums_size(record) for record in self._obsolete)
         if self._options.overwrite:
             free += sum(size for record in self._obsolete for size in record.sizes)
+            free += self.containers.disk_bytes()
         if n_bytes > free and not self._options.ignore_disk_space:
             raise InputError(
-                f"Disk space in {self._options.output}: expected {n_bytes / 1e9:.2f} GB free, "
-                f"found {free / 1e9:.2f} GB. Make room, use --float16 or --stack2d, or start with "
+                f"Disk space in {self._options.output}: expected {bytes_text(n_bytes)} free, "
+                f"found {bytes_text(free)}. Make room, use --float16 or --stack2d, or start with "
                 "--ignore_disk_space."
             )
 

@@ -28,6 +28,7 @@ from relion_pseudosubtomo.estimate import (
     task_bytes,
     task_seconds,
 )
+from relion_pseudosubtomo.findings import bytes_text
 from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.fingerprint import fingerprint_task
 from relion_pseudosubtomo.io.lock import DirectoryLock
@@ -154,7 +155,7 @@ def _print_plan(options: JobOptions, job: JobInput, plan: Plan, ranks: int, thre
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if sum(n_bytes) + all_sums_bytes(options, len(plan.tasks), ranks) > free:
-        logger.warning("Disk space: only %.2f GB are free", free / 1e9)
+        logger.warning("Disk space: only %s are free", bytes_text(free))
     logger.info("Dry run: nothing was written.")
 
 

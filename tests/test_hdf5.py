@@ -15,6 +15,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import h5py
@@ -696,3 +697,31 @@ def test_disk_space_counts_containers(case: ProjectCopy) -> None:
     assert estimate.task_bytes(compressed, tomogram, task) == alone
     assert estimate.passing_bytes(compressed, [alone, 2 * alone], 3) == 3 * alone
     assert estimate.passing_bytes(make_options(hdf5=True), [alone], 3) == 0
+
+
+@pytest.mark.parametrize("packed", WAYS)
+def test_disk_space_of_containers_that_go(
+    case: ProjectCopy,
+    packed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """--overwrite frees what they take before it writes; what is said has digits of small sizes."""
+    assert main([*WORDS, *packed]) == 0
+    taken = ContainerStore("out").disk_bytes()
+    assert taken == sum(os.stat(path).st_blocks * 512 for path in CONTAINERS)
+    job, plan = read_and_check(make_options(output="elsewhere"))
+    options = make_options(hdf5=True, no_mrc=True, hdf5_compression=int(packed == COMPRESSED))
+    sizes = [
+        estimate.container_bytes(options, job.tomogram_set.tomograms[task.tomogram], task)
+        for task in plan.tasks
+    ]
+    needed = sum(sizes) + estimate.passing_bytes(options, sizes, 1)
+    usage = SimpleNamespace(free=needed - taken - 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    capsys.readouterr()
+    assert main([*WORDS, *packed, "--overwrite"]) == 1
+    said = f"expected {needed / 1e3:.2f} kB free, found {(needed - 1) / 1e3:.2f} kB"
+    assert said in capsys.readouterr().err
+    usage.free += 1
+    assert main([*WORDS, *packed, "--overwrite"]) == 0

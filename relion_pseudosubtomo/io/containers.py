@@ -46,6 +46,8 @@ IN_FOURIER_SPACE = frozenset({"_weights.mrc", "_CTF2.mrc", "_multi.mrc", "_CTF2_
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _UNFINISHED, _SLOTS = "container.part", "container.slots"
+#: Bytes of the blocks in which `os.stat` counts what a file takes.
+_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,22 @@ class ContainerStore:
 
     def remove_all(self) -> None:
         """Remove the containers of all tomograms."""
-        for slots in (self._output / FOLDER).glob(f"*/{_SLOTS}"):
-            self.remove(unquote(slots.parent.name))
+        for tomogram in self._tomograms():
+            self.remove(tomogram)
+
+    def disk_bytes(self) -> int:
+        """Return the bytes that `remove_all` frees."""
+        n_bytes = 0
+        for tomogram in self._tomograms():
+            for path in (self.path(tomogram), self._own(tomogram, _UNFINISHED)):
+                with contextlib.suppress(OSError):  # one of the two is not there
+                    n_bytes += path.stat().st_blocks * _BLOCK  # one that is being filled has holes
+        return n_bytes
+
+    def _tomograms(self) -> list[str]:
+        """Return the tomograms that have a container of this program, finished or not."""
+        places = (self._output / FOLDER).glob(f"*/{_SLOTS}")
+        return [unquote(place.parent.name) for place in places]
 
     def is_intact(self, tomogram: str, fingerprint: str) -> bool:
         """Return whether a container is there, of this task, whole, and not newer than its records.

@@ -8,6 +8,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
+from relion_pseudosubtomo.findings import bytes_text
 from relion_pseudosubtomo.io.atomic import write_text
 from relion_pseudosubtomo.report import figures
 from relion_pseudosubtomo.report.contents import Contents, TomogramContents, read_contents
@@ -108,14 +109,10 @@ def _cards(contents: Contents) -> list[tuple[str, str]]:
             (f"{summary.get('particles_per_second', 0):,.1f}", "particles a second"),
             (f"{summary.get('ranks', 1)} x {summary.get('threads', 1)}", "ranks x threads"),
             (f"{summary.get('efficiency', 0):.0%}", "efficiency of the ranks"),
-            (_bytes_text(summary.get("bytes_written", 0)), "images written"),
-            (_bytes_text(memory), "private memory a rank"),
+            (bytes_text(summary.get("bytes_written", 0)), "images written"),
+            (bytes_text(memory), "private memory a rank"),
         ]
     return cards
-
-
-def _bytes_text(n: int) -> str:
-    return f"{n / 1e9:,.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
 def _row(tomogram: TomogramContents) -> TomogramRow:
