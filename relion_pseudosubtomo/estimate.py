@@ -9,7 +9,13 @@ import numpy as np
 from relion_pseudosubtomo.core.prebin import HALF_LENGTH, binned_size
 from relion_pseudosubtomo.core.windows import BLOCK_BYTES
 from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram, Trajectories
-from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, real_box_size
+from relion_pseudosubtomo.options import (
+    ALL_TILTS,
+    COMPRESSED_IN_HAND,
+    WITHOUT_CTF,
+    JobOptions,
+    real_box_size,
+)
 
 MRC_HEADER_BYTES = 1024
 
@@ -209,8 +215,9 @@ def _used_pixels(tomogram: Tomogram, task: Task) -> int:
 def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int) -> float:
     """Return the private memory in bytes that a rank needs.
 
-    Workspaces of its threads, tables, and the tilt images of two tomograms, the present one and the
-    next, where they are not mapped: read in full with `--preload`, smaller with `--prebin`.
+    Workspaces of its threads, tables, what compressing holds, and the tilt images of two tomograms,
+    the present one and the next, where they are not mapped: read in full with `--preload`, smaller
+    with `--prebin`.
     """
     workspace = _frame_memory(options)
     n = options.crop
@@ -229,6 +236,7 @@ def rank_memory(options: JobOptions, tomograms: Sequence[Tomogram], threads: int
     tables *= 2 if options.whiten else 1
     images = max((_image_memory(options, t, threads) for t in tomograms), default=0.0)
     images += _average_memory(options, threads)
+    images += max((_compression_memory(options, t, threads) for t in tomograms), default=0)
     return _BASE_MEMORY + threads * workspace + 2 * tables + images
 
 
@@ -251,6 +259,20 @@ def _average_memory(options: JobOptions, threads: int) -> float:
     n = options.crop
     packed, voxels = 16.0 * (n + 3) ** 2 * (n // 2 + 2), n * n * (n // 2 + 1)
     return 2 * threads * packed + (2 * 24 + _FINISH_MEMORY) * voxels if options.average else 0.0
+
+
+def _compression_memory(options: JobOptions, tomogram: Tomogram, threads: int) -> int:
+    """Return the bytes that compressing a tomogram's container holds, were nothing to get smaller.
+
+    Each thread has a chunk, shuffled, and what zlib makes of it in pieces, which become one beside
+    the particles that are in hand; another particle is being written.
+    """
+    if not options.hdf5_compression:
+        return 0
+    n_frames = tomogram.n_frames
+    particle = max(_value_bytes(options, tomogram, 1, n_frames, options.result_suffixes))
+    chunk = particle if options.is_3d else particle // n_frames
+    return 2 * threads * chunk + (COMPRESSED_IN_HAND * threads + 1) * particle
 
 
 def table_memory(particle_set: ParticleSet, trajectories: Trajectories | None) -> float:

@@ -29,6 +29,10 @@ WITHOUT_CTF = f"{DIALECT_FOLDERS['cryodrgn']}/_noctf.mrcs"
 #: Bytes that a chunk of an HDF5 file can have.
 LARGEST_CHUNK = 2**32 - 1
 
+#: Particles in hand for each thread that compresses: enough that none waits, few enough to hold in
+#: memory.
+COMPRESSED_IN_HAND = 2
+
 #: Highest level of `--hdf5_compression`, that of gzip.
 _HIGHEST_COMPRESSION = 9
 

@@ -152,15 +152,23 @@ def test_noise_is_the_same_for_any_threads(project: ProjectCopy) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--b", "1024", "--bin", "2"], ["--b", "48", "--bin", "2", "--whiten"]]
+    "words",
+    [
+        ["--b", "1024", "--bin", "2", "--crop", "48"],
+        ["--b", "48", "--bin", "2", "--crop", "48", "--whiten"],
+        ["--b", "128", "--bin", "1", "--hdf5", "--no_mrc", "--hdf5_compression", "1"],
+    ],
 )
 def test_private_memory_stays_below_what_the_plan_says(
     words: list[str], project: ProjectCopy
 ) -> None:
     """In a process of its own, for larger boxes: the measured figure is below, and not far."""
+    if "--hdf5" in words:  # as many particles as two threads have in hand
+        add_particles(project, 3)
     command = [sys.executable, "-m", "relion_pseudosubtomo", *INPUT, "--o", "out/", "--j", "2"]
-    command += [*words, "--crop", "48"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [*command, *words], capture_output=True, text=True, timeout=60, check=True
+    )
     (stated,) = re.findall(r"Private memory: about (\S+) GB", done.stdout)
     (measured,) = read_summary(Path("out"))["private_memory"].values()
     assert 0.5 * float(stated) < measured / 1e9 < float(stated)

@@ -16,8 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-#: Particles in hand for each thread: enough that none waits, few enough to hold in memory.
-_IN_HAND = 2
+from relion_pseudosubtomo.options import COMPRESSED_IN_HAND
 
 
 class CompressionStopped(Exception):
@@ -78,13 +77,15 @@ class Compressor:
         """
 
         def compress(first: int, stop: int) -> list[bytes]:
-            # read past the library, whose lock would let one thread read at a time
-            places = (run.place + i * run.n_bytes for i in range(first, stop))
-            return [compress_chunk(_read(descriptor, run.n_bytes, at)) for at in places]
+            return [compress_chunk(run.place + i * run.n_bytes) for i in range(first, stop)]
 
-        def compress_chunk(raw: NDArray[np.uint8]) -> bytes:
+        def compress_chunk(place: int) -> bytes:
             """First bytes of all values first, as HDF5's shuffle puts them; then zlib."""
-            return zlib.compress(np.ascontiguousarray(raw.reshape(-1, run.item).T).data, self.level)
+            # read past the library, whose lock would let one thread read at a time
+            raw = _read(descriptor, run.n_bytes, place)
+            shuffled = np.ascontiguousarray(raw.reshape(-1, run.item).T)
+            del raw  # not held while the other is compressed
+            return zlib.compress(shuffled.data, self.level)
 
         waiting: deque[Future[list[bytes]]] = deque()
         with ThreadPoolExecutor(self.threads) as pool:
@@ -92,7 +93,7 @@ class Compressor:
                 if self.stopped():
                     raise CompressionStopped
                 waiting.append(pool.submit(compress, first, stop))
-                if len(waiting) > _IN_HAND * self.threads:
+                if len(waiting) > COMPRESSED_IN_HAND * self.threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
