@@ -28,7 +28,9 @@ from relion_pseudosubtomo import (
 from relion_pseudosubtomo.api import sources
 from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io import hdf5, mrc
+from relion_pseudosubtomo.io.particles import read_particle_table, write_particle_file
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.preflight import read_and_check
 
@@ -180,6 +182,59 @@ def test_iterating_an_optimisation_set_of_containers(here: Path) -> None:
         assert other.geometry is not None
         np.testing.assert_array_equal(one.geometry.ctf, other.geometry.ctf)
         assert len(one.geometry.frames) == one.visible.sum()  # type: ignore[union-attr]
+
+
+def select(source: str, target: str, names: list[str]) -> str:
+    """Write these particles of a job, in this order, beside its own; return the new set's path."""
+    table = read_particle_table(f"{source}/particles.star", Findings())
+    assert table is not None
+    assert table.optics is not None
+    columns = table.particles.columns
+    rows = [list(columns["rlnTomoParticleName"]).index(name) for name in names]
+    chosen = {label: values[rows] for label, values in columns.items()}
+    write_particle_file(f"{source}/{target}.star", table.general, table.optics.columns, chosen)
+    text = Path(source, "optimisation_set.star").read_text()
+    path = Path(source, f"{target}_set.star")
+    path.write_text(text.replace("particles.star", f"{target}.star"))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["2d", "3d"])
+def test_a_selection_has_its_own_images_and_geometry(here: Path, kind: str) -> None:
+    """The particle file says which particles and in which order; containers go by names."""
+    whole = {particle.name: particle for particle in open_optimisation_set(f"packed_{kind}")}
+    names = list(whole)[::-2]
+    selection = open_optimisation_set(select(f"packed_{kind}", "selected", names))
+    assert [particle.name for particle in selection] == names
+    for dataset in (selection, pickle.loads(pickle.dumps(selection))[:]):
+        for particle in dataset:
+            expected = whole[particle.name]
+            assert_same(particle, expected)
+            assert particle.geometry is not None
+            assert expected.geometry is not None
+            np.testing.assert_array_equal(particle.visible, expected.visible)
+            np.testing.assert_array_equal(particle.geometry.position, expected.geometry.position)
+            np.testing.assert_array_equal(particle.geometry.ctf, expected.geometry.ctf)
+
+
+def test_particles_that_no_container_has(here: Path, tmp_path: Path) -> None:
+    """Their image files serve; where there are none either, that is said."""
+    shutil.copytree("packed_2d", tmp_path / "job")
+    star = tmp_path / "job/particles.star"
+    text = Path("packed_2d/optimisation_set.star").read_text()
+    one_set = tmp_path / "job/optimisation_set.star"
+    one_set.write_text(text.replace("packed_2d/particles.star", str(star)))
+    star.write_text(star.read_text().replace("TS_01/1", "TS_01/99"))
+    with pytest.raises(InputError, match=r"job/particles\.star: expected .* found TS_01/99"):
+        open_optimisation_set(one_set)
+    star.write_text(star.read_text().replace("_rlnTomoParticleName", "_rlnFormerName"))
+    with pytest.raises(InputError, match="found no rlnTomoParticleName"):
+        open_optimisation_set(one_set)
+    text = Path("files_2d/particles.star").read_text()
+    star.write_text(text.replace("TS_01/1\t", "TS_01/99\t"))
+    dataset = open_optimisation_set(one_set)
+    assert dataset[0].name == "TS_01/99"
+    assert_same(dataset[1], open_dataset("files_2d")[1])
 
 
 def load_series(name: str = "TS_01") -> tuple[TiltSeries, np.ndarray, JobOptions]:

@@ -13,14 +13,19 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.api.geometry import GeometrySource, ParticleGeometry, read_geometry
-from relion_pseudosubtomo.api.sources import ContainerSource, FileSource, Source
+from relion_pseudosubtomo.api.sources import (
+    ContainerSource,
+    FileSource,
+    SelectedSource,
+    Source,
+)
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.findings import Findings, format_findings
+from relion_pseudosubtomo.findings import Findings, format_findings, list_first
 from relion_pseudosubtomo.io import hdf5
 from relion_pseudosubtomo.io.columns import numbers, report_missing_columns, vectors
 from relion_pseudosubtomo.io.containers import CONTAINER_SUFFIX, JOINED
 from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, resolve
-from relion_pseudosubtomo.io.particles import read_particle_table
+from relion_pseudosubtomo.io.particles import ParticleTable, read_particle_table
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
 
@@ -62,7 +67,7 @@ class Particle:
 
 @dataclass(frozen=True, eq=False)
 class ParticleDataset(Sequence[Particle]):
-    """Extracted particles in the order of particles.star; nothing is read before it is asked for.
+    """Extracted particles in the particle file's order; nothing is read before it is asked for.
 
     It can be pickled, and used by several processes at once: each opens files for itself. Threads
     need a data set each.
@@ -70,7 +75,7 @@ class ParticleDataset(Sequence[Particle]):
     Attributes
     ----------
     columns : dict of str to ndarray, shape (n_particles,), object
-        The columns of particles.star as text; those of paths only where images are MRC files.
+        The columns of the particle file as text; containers have none of paths.
     pixel_size : ndarray, shape (n_particles,), float64
         Of each particle's images, Angstrom.
     is_stack : bool
@@ -98,14 +103,7 @@ class ParticleDataset(Sequence[Particle]):
     def __getitem__(self, index: int | slice) -> Particle | ParticleDataset:
         """Return a particle, or for a slice a data set of these particles."""
         if isinstance(index, slice):
-            chosen = range(len(self))[index]
-            return replace(
-                self,
-                columns={label: values[index] for label, values in self.columns.items()},
-                pixel_size=self.pixel_size[index],
-                _rows=self._rows[index],
-                _visible=None if self._visible is None else [self._visible[i] for i in chosen],
-            )
+            return self._take(np.arange(len(self))[index])
         place = range(len(self))[index]
         row = int(self._rows[place])
         images, weights = self._source.read(row)
@@ -120,6 +118,15 @@ class ParticleDataset(Sequence[Particle]):
             visible,
             float(self.pixel_size[place]),
             None if self._geometry is None else self._geometry.of_particle(row, visible),
+        )
+
+    def _take(self, places: NDArray[np.int64]) -> ParticleDataset:
+        return replace(
+            self,
+            columns={label: values[places] for label, values in self.columns.items()},
+            pixel_size=self.pixel_size[places],
+            _rows=self._rows[places],
+            _visible=None if self._visible is None else [self._visible[i] for i in places],
         )
 
     def __iter__(self) -> Iterator[Particle]:
@@ -152,7 +159,9 @@ def open_dataset(path: str | os.PathLike[str], project: str = ".") -> ParticleDa
     if path.is_dir():
         joined = path / JOINED
         path = joined if joined.exists() else path / "particles.star"
-    return _open_hdf5(path) if path.suffix == CONTAINER_SUFFIX else _open_star(path, Path(project))
+    if path.suffix == CONTAINER_SUFFIX:
+        return _open_hdf5(path)
+    return _open_table(_read_table(path), Path(project))
 
 
 def open_optimisation_set(path: str | os.PathLike[str], project: str = ".") -> ParticleDataset:
@@ -162,13 +171,14 @@ def open_optimisation_set(path: str | os.PathLike[str], project: str = ".") -> P
     ----------
     path : str or path-like
         optimisation_set.star, or its directory. Images come from particles.h5 beside the particle
-        file where there is one.
+        file where it has all particles, by their names; else from the image files.
     project : str, optional
         Directory that paths in STAR files count from; the present one by default.
 
     Returns
     -------
     ParticleDataset
+        The particles of the particle file, in its order: it may be a selection.
 
     Raises
     ------
@@ -180,10 +190,49 @@ def open_optimisation_set(path: str | os.PathLike[str], project: str = ".") -> P
     files = resolve(JobOptions("", 2, 2, optimisation_set=str(file)), findings)
     if files is None:
         raise InputError(format_findings(findings))
-    particles = Path(project, files.particles)
-    joined = particles.with_name(JOINED)
-    dataset = open_dataset(joined if joined.exists() else particles, project)
-    return replace(dataset, _geometry=read_geometry(files, Path(project)))
+    table = _read_table(Path(project, files.particles))
+    geometry = read_geometry(table, files, Path(project))
+    dataset = _find_in_containers(table, Path(project))
+    if dataset is None:
+        dataset = _open_table(table, Path(project))
+    return replace(dataset, _geometry=geometry)
+
+
+def _find_in_containers(table: ParticleTable, project: Path) -> ParticleDataset | None:
+    """Return the particles of a particle file from particles.h5 beside it, found by their names.
+
+    Returns
+    -------
+    ParticleDataset or None
+        None where there is no particles.h5, or where it lacks some and all have image files.
+
+    Raises
+    ------
+    InputError
+        Where particles are in neither.
+    """
+    path = Path(table.path).with_name(JOINED)
+    if not path.exists():
+        return None
+    dataset, columns = _open_hdf5(path), table.particles.columns
+    place = {name: row for row, name in enumerate(dataset.columns[labels.PARTICLE_NAME])}
+    names = columns.get(labels.PARTICLE_NAME, [f"no {labels.PARTICLE_NAME}"])
+    missing = [name for name in names if name not in place]
+    if missing:
+        # with --no_mrc the table names files that `unpack` would make
+        if all((project / name).is_file() for name in columns.get(labels.IMAGE_NAME, [""])):
+            return None
+        raise InputError(
+            f"Particles of {table.path}: expected {labels.PARTICLE_NAME} as in {path}, or image "
+            f"files of all, found {list_first(missing)}. Give particles of that extraction."
+        )
+    rows = np.array([place[name] for name in names])
+    return replace(
+        dataset._take(rows),
+        columns=columns,
+        _rows=np.arange(len(rows)),
+        _source=SelectedSource(dataset._source, rows),
+    )
 
 
 def _open_hdf5(path: Path) -> ParticleDataset:
@@ -212,12 +261,18 @@ def _open_hdf5(path: Path) -> ParticleDataset:
     return ParticleDataset(columns, pixel_size, is_stack, np.arange(n), visible, source)
 
 
-def _open_star(path: Path, project: Path) -> ParticleDataset:
+def _read_table(path: Path) -> ParticleTable:
     findings = Findings()
     table = read_particle_table(str(path), findings)
-    if table is None or table.optics is None:
-        what = f"{path}: expected a table data_optics. Give extracted particles."
-        raise InputError(format_findings(findings) or what)
+    if table is None or findings.errors:
+        raise InputError(format_findings(findings))
+    return table
+
+
+def _open_table(table: ParticleTable, project: Path) -> ParticleDataset:
+    if table.optics is None:
+        raise InputError(f"{table.path}: expected a table data_optics. Give extracted particles.")
+    findings = Findings()
     columns, n = table.particles.columns, table.particles.n_rows
     report_missing_columns(table.particles, [labels.IMAGE_NAME, labels.TOMO_NAME], findings)
     by_group = dict(

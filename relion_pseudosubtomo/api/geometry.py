@@ -12,7 +12,7 @@ from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings
 from relion_pseudosubtomo.io.columns import is_absent, numbers
-from relion_pseudosubtomo.io.particles import make_particle_set, read_particle_table
+from relion_pseudosubtomo.io.particles import ParticleTable, make_particle_set
 from relion_pseudosubtomo.io.tomograms import read_tomogram_set
 from relion_pseudosubtomo.io.trajectories import read_trajectories
 from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet, Trajectories
@@ -95,11 +95,13 @@ class GeometrySource:
         )
 
 
-def read_geometry(files: OptimisationSet, project: Path) -> GeometrySource:
-    """Read the tables that an optimisation set names; tilt images need not be there any more.
+def read_geometry(table: ParticleTable, files: OptimisationSet, project: Path) -> GeometrySource:
+    """Read the other tables of an optimisation set; tilt images need not be there any more.
 
     Parameters
     ----------
+    table : ParticleTable
+        Its particle file.
     files : OptimisationSet
     project : Path
         Directory that paths count from.
@@ -109,10 +111,9 @@ def read_geometry(files: OptimisationSet, project: Path) -> GeometrySource:
     InputError
         Where tables are missing or wrong.
     """
+    if table.optics is None:
+        raise InputError(f"{table.path}: expected a table data_optics. Give extracted particles.")
     findings = Findings()
-    table = read_particle_table(str(project / files.particles), findings)
-    if table is None or table.optics is None:
-        raise InputError(format_findings(findings) or f"{files.particles}: no data_optics")
     size, binning = (
         numbers(table.optics, label, findings)[0]
         for label in (labels.IMAGE_SIZE, labels.SUBTOMOGRAM_BINNING)

@@ -102,3 +102,22 @@ class FileSource:
             return images, None
         weights = np.array(read_volume(self.weights[row]))
         return images, weights.reshape(2, -1, *weights.shape[1:])
+
+
+@dataclass(frozen=True)
+class SelectedSource:
+    """Some particles of another source, in any order.
+
+    Attributes
+    ----------
+    source : Source
+    rows : ndarray, shape (n,), int64
+        Of the other source.
+    """
+
+    source: Source
+    rows: NDArray[np.int64]
+
+    def read(self, row: int) -> tuple[Floats, Floats | None]:
+        """Return the images and weights of a particle."""
+        return self.source.read(int(self.rows[row]))
