@@ -106,6 +106,7 @@ ADVICE: dict[str, str] = {
     "joined set.",
     "result-name": "Rows were mixed up, or particles renamed: make rlnImageName fit again.",
     "result-table": "Correct the entry, or use the table of the extraction.",
+    "result-tomogram": "Use the tomogram set of the extraction.",
     "result-visible": "verify --repair computes it anew.",
     "result-frames": "Use the tomogram set of the extraction; verify --repair computes it anew.",
     "result-slices": "A refinement would pair images with the wrong tilts: verify --repair "

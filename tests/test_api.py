@@ -237,6 +237,17 @@ def test_particles_that_no_container_has(here: Path, tmp_path: Path) -> None:
     assert_same(dataset[1], open_dataset("files_2d")[1])
 
 
+def test_particles_without_a_tomogram_have_no_geometry(here: Path) -> None:
+    """A tomogram that the set lacks is an error, not the geometry of another one."""
+    tomograms, sets = Path("tomograms.star").read_text(), Path("files_2d/optimisation_set.star")
+    lines = tomograms.splitlines(keepends=True)
+    Path("few.star").write_text("".join(line for line in lines if not line.startswith("TS_03")))
+    Path("few_set.star").write_text(sets.read_text().replace("tomograms.star", "few.star"))
+    message = "particles of unknown tomograms in files_2d/particles.star.* few.star, found TS_03"
+    with pytest.raises(InputError, match=message):
+        open_optimisation_set("few_set.star")
+
+
 def load_series(name: str = "TS_01") -> tuple[TiltSeries, np.ndarray, JobOptions]:
     """Return a tilt series of the project as arrays, and positions and options of its job."""
     options = JobOptions("x", 48, 24, 2.0, particles="particles.star", tomograms="tomograms.star")

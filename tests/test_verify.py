@@ -424,7 +424,7 @@ DAMAGES = [
     ),
     Damage("missing-column", "2d", in_table("particles", drop(labels.IMAGE_NAME))),
     Damage(
-        "unknown-tomogram",
+        "result-tomogram",
         "2d",
         in_table("particles", set_value(labels.TOMO_NAME, 0, "TS_99")),
         ("TS_99",),

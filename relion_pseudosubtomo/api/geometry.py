@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings
-from relion_pseudosubtomo.io.columns import is_absent, numbers
-from relion_pseudosubtomo.io.particles import ParticleTable, make_particle_set
-from relion_pseudosubtomo.io.tomograms import read_tomogram_set
-from relion_pseudosubtomo.io.trajectories import read_trajectories
+from relion_pseudosubtomo.io.columns import numbers
+from relion_pseudosubtomo.io.extracted import read_extracted_sets
+from relion_pseudosubtomo.io.particles import ParticleTable
 from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet, Trajectories
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.particle_ctf import weighted_ctf
@@ -120,17 +119,11 @@ def read_geometry(table: ParticleTable, files: OptimisationSet, project: Path) -
     )
     if findings.errors:
         raise InputError(format_findings(findings))
-    options = JobOptions("", int(size), int(size), float(binning), allow_failures=True)
-    wanted = table.tomogram_names()
-    path = str(project / files.tomograms)
-    tomogram_set = read_tomogram_set(path, findings, wanted=wanted, options=options)
-    particle_set = make_particle_set(table, tomogram_set, findings)
+    options = JobOptions("", int(size), int(size), float(binning))
+    motion = None if files.trajectories is None else str(project / files.trajectories)
+    tomogram_set, particle_set, trajectories = read_extracted_sets(
+        table, str(project / files.tomograms), motion, options, findings
+    )
     if tomogram_set is None or particle_set is None or findings.errors:
-        raise InputError(format_findings(findings))
-    trajectories = None
-    if not is_absent(files.trajectories):
-        path = str(project / str(files.trajectories))
-        trajectories = read_trajectories(path, particle_set, tomogram_set, findings)
-    if findings.errors:
         raise InputError(format_findings(findings))
     return GeometrySource(options, tomogram_set, particle_set, trajectories)

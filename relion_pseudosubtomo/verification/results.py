@@ -14,29 +14,21 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io.columns import is_absent, numbers, report_missing_columns
+from relion_pseudosubtomo.io.extracted import read_extracted_sets
 from relion_pseudosubtomo.io.optimisation_set import (
     OPTIMISATION_SET,
     name_as_recorded,
     read_optimisation_set,
 )
-from relion_pseudosubtomo.io.particles import (
-    ParticleTable,
-    make_particle_set,
-    read_particle_table,
-)
+from relion_pseudosubtomo.io.particles import ParticleTable, read_particle_table
 from relion_pseudosubtomo.io.records import FOLDER, RecordStore
 from relion_pseudosubtomo.io.star import StarTable
-from relion_pseudosubtomo.io.tomograms import read_tomogram_set
-from relion_pseudosubtomo.io.trajectories import read_trajectories
 from relion_pseudosubtomo.model import ParticleSet, TomogramSet, Trajectories
 from relion_pseudosubtomo.options import JobOptions
 
 Floats = NDArray[np.floating]
 
 PARTICLES = "particles.star"
-
-#: Said of tilt series, of no consequence for finished images.
-_OF_NO_CONSEQUENCE = ("unused-tomogram", "table-name")
 
 
 @dataclass(frozen=True)
@@ -294,26 +286,9 @@ def _read_sets(
     options: JobOptions,
     findings: Findings,
 ) -> tuple[TomogramSet | None, ParticleSet | None, Trajectories | None]:
-    """Read the tomograms, and match the particles and their trajectories with them.
-
-    Tilt images need not be there any more.
-    """
     path = entries.get(labels.TOMOGRAMS_FILE)
     if path is None or is_absent(path):
         findings.error("missing-input", "no tomograms", file=request.directory)
         return None, None, None
-    found = Findings()
-    reading = replace(options, allow_failures=True, real_subtomo=False)
-    tomogram_set = read_tomogram_set(path, found, wanted=table.tomogram_names(), options=reading)
-    findings.items += found.errors
-    matched = Findings()
-    particle_set = make_particle_set(table, tomogram_set, matched)
-    for finding in matched:
-        is_lost = finding.code == "unknown-tomogram"
-        if finding.code not in _OF_NO_CONSEQUENCE:
-            findings.items.append(replace(finding, severity="error") if is_lost else finding)
-    trajectories = None
     motion = entries.get(labels.TRAJECTORIES_FILE)
-    if tomogram_set is not None and particle_set is not None and not is_absent(motion):
-        trajectories = read_trajectories(str(motion), particle_set, tomogram_set, findings)
-    return tomogram_set, particle_set, trajectories
+    return read_extracted_sets(table, path, motion, options, findings)
