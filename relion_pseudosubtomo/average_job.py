@@ -14,15 +14,10 @@ from relion_pseudosubtomo.core.average import FourierAverage
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings
 from relion_pseudosubtomo.io.columns import report_missing_columns, triples, vectors
+from relion_pseudosubtomo.io.extracted import read_extracted_sets
 from relion_pseudosubtomo.io.mrc import read_volume
 from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, resolve
-from relion_pseudosubtomo.io.particles import (
-    ParticleTable,
-    find_halves,
-    make_particle_set,
-    read_particle_table,
-)
-from relion_pseudosubtomo.io.tomograms import read_tomogram_set
+from relion_pseudosubtomo.io.particles import ParticleTable, find_halves, read_particle_table
 from relion_pseudosubtomo.model import OptimisationSet
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.particle_ctf import weighted_ctf
@@ -160,10 +155,10 @@ def _add_stacks(
 ) -> None:
     findings = Findings()
     options = JobOptions("", layout.box, layout.box, binning=layout.binning)
-    tomogram_set = read_tomogram_set(
-        files.tomograms, findings, wanted=table.tomogram_names(), options=options
+    # without trajectories, which images have followed
+    tomogram_set, particle_set, _ = read_extracted_sets(
+        table, files.tomograms, None, options, findings
     )
-    particle_set = make_particle_set(table, tomogram_set, findings)
     report_missing_columns(table.particles, (labels.IMAGE_NAME,), findings)
     visible = vectors(
         table.particles,

@@ -196,6 +196,31 @@ def test_particles_before_extraction_cannot_be_averaged() -> None:
 
 
 @pytest.mark.usefixtures("small_project")
+def test_stacks_of_unknown_tomograms_cannot_be_averaged() -> None:
+    """The file and the tomogram are named; no other tomogram's CTF is used."""
+    extract("Extract/lost", *SMALL_BOX, "--stack2d")
+    star = Path("Extract/lost/particles.star")
+    star.write_text(re.sub(r"^TS_\d+\t", "TS_99\t", star.read_text(), count=1, flags=re.M))
+    message = r"1 particles of unknown tomograms in Extract/lost/particles\.star.* found TS_99"
+    with pytest.raises(InputError, match=message):
+        average_and_remove("Extract/lost")
+
+
+@pytest.mark.usefixtures("small_project")
+def test_stacks_are_averaged_without_their_tilt_images() -> None:
+    """Finished images are all that is read."""
+    extract("Extract/alone", *SMALL_BOX, "--stack2d")
+    expected = average_directory("Extract/alone")
+    images = Path("MotionCorr").rename("elsewhere")
+    try:
+        found = average_and_remove("Extract/alone")
+    finally:
+        images.rename("MotionCorr")
+    np.testing.assert_array_equal(found.volume, expected.volume)
+    assert found.n_particles == expected.n_particles
+
+
+@pytest.mark.usefixtures("small_project")
 def test_picture_and_figures_of_an_average(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     extract("Extract/shown", *SMALL_BOX, "--stack2d")
