@@ -2,12 +2,12 @@
 
 Works on what extraction makes: images or pseudo-subtomograms that are multiplied by the CTF and
 the dose weight, and the weights (CTF times dose weight, squared) that go with them. A `SliceTarget`
-takes slices while they are extracted, the other functions what was written.
+takes slices while they are extracted, a `FourierAverage` also what was written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -197,58 +197,6 @@ class SliceTarget:
 
     volume: NDArray[np.float32]
     axes: Floats
-
-
-def average_subtomograms(
-    particles: Iterable[tuple[NDArray, NDArray, Floats]],
-    box: int,
-    regularisation: float = REGULARISATION,
-) -> Floats:
-    """Return the average of pseudo-subtomograms in the axes of the structure.
-
-    Parameters
-    ----------
-    particles : iterable of (volume, weight, rotation)
-        As for `FourierAverage.add_subtomogram`.
-    box : int
-        Voxels along each side.
-    regularisation : float
-        As for `FourierAverage.finish`.
-
-    Returns
-    -------
-    ndarray, shape (box, box, box), float64, [z, y, x]
-    """
-    average = FourierAverage(box)
-    for volume, weight, rotation in particles:
-        average.add_subtomogram(volume, weight, rotation)
-    return average.finish(regularisation)
-
-
-def average_stacks(
-    particles: Iterable[tuple[NDArray, NDArray, Floats]],
-    box: int,
-    regularisation: float = REGULARISATION,
-) -> Floats:
-    """Return the average of 2D stacks: a reconstruction in the axes of the structure.
-
-    Parameters
-    ----------
-    particles : iterable of (images, weights, rotations)
-        As for `FourierAverage.add_stack`.
-    box : int
-        Pixels along each side.
-    regularisation : float
-        As for `FourierAverage.finish`.
-
-    Returns
-    -------
-    ndarray, shape (box, box, box), float64, [z, y, x]
-    """
-    average = FourierAverage(box)
-    for images, weights, rotations in particles:
-        average.add_stack(images, weights, rotations)
-    return average.finish(regularisation)
 
 
 def _corners(places_xyz: Floats, box: int) -> Iterator[tuple[NDArray[np.int64], Floats]]:

@@ -7,11 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.core import geometry, kernels
-from relion_pseudosubtomo.core.average import (
-    FourierAverage,
-    average_stacks,
-    average_subtomograms,
-)
+from relion_pseudosubtomo.core.average import FourierAverage
 from relion_pseudosubtomo.core.fsc import fourier_shell_correlation, shells_up_to
 from relion_pseudosubtomo.core.packed import make_packed_volume
 from relion_pseudosubtomo.simulate.structure import (
@@ -64,6 +60,19 @@ def filter_image(image: Floats, transfer: Floats) -> Floats:
     return np.fft.irfft2(np.fft.rfft2(image) * transfer, s=image.shape)
 
 
+def average_stack(images: Floats, weights: Floats, rotations: Floats) -> Floats:
+    average = FourierAverage(BOX)
+    average.add_stack(images, weights, rotations)
+    return average.finish()
+
+
+def average_volumes(volumes: list[Floats], weight: Floats, rotations: Floats) -> Floats:
+    average = FourierAverage(BOX)
+    for volume, rotation in zip(volumes, rotations, strict=True):
+        average.add_subtomogram(volume, weight, rotation)
+    return average.finish(regularisation=0)
+
+
 def lowest_fsc(volume: Floats, reference: Floats) -> float:
     return float(np.min(fourier_shell_correlation(volume, reference)[UP_TO_NYQUIST]))
 
@@ -81,16 +90,14 @@ def test_known_slices_reproduce_the_structure(structure: Structure, reference: F
     rotations = draw_rotations(800, seed=4).reshape(40, 20, 3, 3)
     ctf = np.stack([some_ctf(i) for i in range(20)])
     nowhere = np.zeros(2)
-
-    def particles():
-        for of_particle in rotations:
-            images = [
-                filter_image(project(structure, r, nowhere), c * c)
-                for r, c in zip(of_particle, ctf, strict=True)
-            ]
-            yield np.array(images), ctf**2, of_particle
-
-    volume = average_stacks(particles(), BOX)
+    average = FourierAverage(BOX)
+    for of_particle in rotations:
+        images = [
+            filter_image(project(structure, r, nowhere), c * c)
+            for r, c in zip(of_particle, ctf, strict=True)
+        ]
+        average.add_stack(np.array(images), ctf**2, of_particle)
+    volume = average.finish()
     assert lowest_fsc(volume, reference) > 0.985
     per_voxel = volume / PIXEL_SIZE  # projections are per area, the reference is per volume
     np.testing.assert_allclose(shell_gains(per_voxel, reference), 1, atol=0.06)
@@ -101,8 +108,8 @@ def test_slices_turned_the_wrong_way_do_not(structure: Structure, reference: Flo
     images = np.array([project(structure, r, np.zeros(2)) for r in rotations])
     weights = np.ones((200, BOX, BOX // 2 + 1))
     wrong = rotations.transpose(0, 2, 1)
-    assert lowest_fsc(average_stacks([(images, weights, rotations)], BOX), reference) > 0.9
-    assert lowest_fsc(average_stacks([(images, weights, wrong)], BOX), reference) < 0.3
+    assert lowest_fsc(average_stack(images, weights, rotations), reference) > 0.9
+    assert lowest_fsc(average_stack(images, weights, wrong), reference) < 0.3
 
 
 def test_packed_slices_are_those_of_a_stack() -> None:
@@ -130,14 +137,13 @@ def test_packed_slices_are_those_of_a_stack() -> None:
 
 def test_known_volumes_reproduce_the_structure(structure: Structure, reference: Floats) -> None:
     weight = np.full((BOX, BOX, BOX // 2 + 1), 2.0)
-    particles = [
-        (2 * reference_volume(BOX, PIXEL_SIZE, turn(structure, r, np.zeros(3))), weight, r)
-        for r in draw_rotations(4, seed=6)
+    rotations = draw_rotations(4, seed=6)
+    volumes = [
+        2 * reference_volume(BOX, PIXEL_SIZE, turn(structure, r, np.zeros(3))) for r in rotations
     ]
-    volume = average_subtomograms(particles, BOX, regularisation=0)
-    assert lowest_fsc(volume, reference) > 0.97
-    backwards = [(v, w, r.T) for v, w, r in particles]
-    assert lowest_fsc(average_subtomograms(backwards, BOX), reference) < 0.3
+    assert lowest_fsc(average_volumes(volumes, weight, rotations), reference) > 0.97
+    backwards = rotations.transpose(0, 2, 1)
+    assert lowest_fsc(average_volumes(volumes, weight, backwards), reference) < 0.3
 
 
 def test_one_volume_with_its_weight_comes_back(reference: Floats) -> None:
