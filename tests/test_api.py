@@ -8,7 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import mrcfile
@@ -306,6 +306,145 @@ def test_positions_and_options_of_extraction_in_memory(here: Path) -> None:
     assert len(few.images) == (series.dose <= 7).sum()
     with pytest.raises(InputError, match="even number"):
         extract_stacks(series, far, box=47)
+
+
+OPTIONS = {
+    "max_dose": 7.0,
+    "common_tilts": 2,
+    "whiten": True,
+    "no_ctf": True,
+    "no_ic": True,
+    "no_circle_crop": True,
+    "circle_precrop": True,
+    "grid_precorr": True,
+    "exact_centre": True,
+}
+OPTIONS_3D = {"cutoff_fract": 0.9, "cone_weight": True, "cone_angle": 40.0, "cone_sig0": 4.0}
+#: Not of a whole number of pixels, for exact_centre.
+SIZES = {"box": 46, "crop": 24, "binning": 2.1}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_in_memory_change_stacks(here: Path, name: str) -> None:
+    """An option that is taken is not ignored."""
+    series, positions, _ = load_series()
+    plain = next(extract_stacks(series, positions, **SIZES)).images
+    changed = next(extract_stacks(series, positions, **SIZES, **{name: OPTIONS[name]})).images
+    assert not np.array_equal(changed, plain)
+
+
+@pytest.mark.parametrize("name", OPTIONS | OPTIONS_3D)
+def test_options_in_memory_change_volumes(here: Path, name: str) -> None:
+    """An option that is taken is not ignored; those of the cone need one."""
+    series, positions, _ = load_series()
+    cone = {"cone_weight": True} if name in ("cone_angle", "cone_sig0") else {}
+    option = {name: (OPTIONS | OPTIONS_3D)[name]}
+    plain = next(extract_pseudo_subtomograms(series, positions, **SIZES, **cone)).images
+    changed = next(extract_pseudo_subtomograms(series, positions, **SIZES, **(cone | option)))
+    assert not np.array_equal(changed.images, plain)
+
+
+ARGUMENTS = {"box", "crop", "binning"}
+
+
+@pytest.mark.parametrize(
+    "name", sorted({field.name for field in fields(JobOptions)} - ARGUMENTS | {"no_such_option"})
+)
+def test_options_that_do_nothing_in_memory_are_refused(here: Path, name: str) -> None:
+    """Whatever the command line has besides."""
+    series, positions, _ = load_series()
+    for extract, taken in (
+        (extract_stacks, OPTIONS.keys()),
+        (extract_pseudo_subtomograms, OPTIONS | OPTIONS_3D),
+    ):
+        if name not in taken:
+            with pytest.raises(InputError, match=f"in memory: expected .* found {name}\\."):
+                extract(series, positions, box=48, **{name: True})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((3, 64, 64))}, "Type of images .* int8, .* found float64"),
+        ({"images": np.zeros((3, 64, 64), np.int32)}, "found int32"),
+        ({"images": np.zeros((64, 64), np.float32)}, r"Shape of images .* found \(64, 64\)"),
+        ({"dose": np.zeros(2)}, r"Shape of dose: expected \(3\), found \(2,\)"),
+        ({"dose": np.array([0, 1, np.nan])}, "dose: expected finite numbers, found 1 "),
+        ({"projections": np.tile(np.eye(4), (4, 1, 1))}, r"projections: expected \(3, 4, 4\)"),
+        ({"projections": np.tile(np.eye(3), (3, 1, 1))}, r"projections: expected \(3, 4, 4\)"),
+        ({"defocus_u": 25000.0}, r"defocus_u: expected \(3\), found \(\)"),
+        ({"defocus_v": np.zeros(4)}, "defocus_v"),
+        ({"defocus_angle": np.zeros((3, 1))}, "defocus_angle"),
+        ({"phase_shift": np.zeros(1)}, "phase_shift"),
+        ({"size_xyz": (64, 64)}, "size_xyz"),
+        ({"pixel_size": 0.0}, "pixel_size of a tilt series: expected more than 0 A, found 0"),
+        ({"voltage": np.nan}, "voltage"),
+        ({"amplitude_contrast": 7.0}, "amplitude_contrast"),
+        ({"spherical_aberration": np.inf}, "spherical_aberration"),
+        ({"hand": 0.0}, "hand"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_series_that_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:
+    """At the call, and before anything is extracted."""
+    series = TiltSeries(
+        np.zeros((3, 64, 64), np.float32), np.tile(np.eye(4), (3, 1, 1)), 2.0, (64, 64, 64),
+        dose=np.zeros(3), defocus_u=np.zeros(3), defocus_v=np.zeros(3), defocus_angle=np.zeros(3),
+    )  # fmt: skip
+    assert list(extract_stacks(series, np.zeros((1, 3)), box=16))
+    with pytest.raises(InputError, match=message):
+        extract_stacks(replace(series, **changes), np.zeros((1, 3)), box=16)
+
+
+@pytest.mark.parametrize(
+    ("positions", "angles", "message"),
+    [
+        (np.zeros(3), None, r"positions: expected \(n_particles, 3\), found \(3,\)"),
+        (np.zeros((4, 2)), None, r"positions: expected \(n_particles, 3\), found \(4, 2\)"),
+        (np.array([[1, 2, np.inf]]), None, "positions: expected finite numbers, found 1 "),
+        (np.zeros((4, 3)), np.zeros((3, 3)), r"angles: expected \(4, 3\), found \(3, 3\)"),
+        (np.zeros((1, 3)), np.full((1, 3), np.nan), "angles: expected finite numbers, found 3 "),
+    ],
+)
+def test_positions_that_do_not_fit_are_refused(
+    here: Path, positions: np.ndarray, angles: np.ndarray | None, message: str
+) -> None:
+    """At the call, and before anything is extracted."""
+    series, _, _ = load_series()
+    with pytest.raises(InputError, match=message):
+        extract_pseudo_subtomograms(series, positions, angles, box=48)
+
+
+def test_images_of_another_byte_order_are_taken(here: Path) -> None:
+    """The numbers are the same."""
+    series, positions, _ = load_series()
+    images = series.images.astype(series.images.dtype.newbyteorder(">"))
+    swapped = next(extract_stacks(replace(series, images=images), positions, **SIZES))
+    expected = next(extract_stacks(series, positions, **SIZES))
+    np.testing.assert_array_equal(swapped.images, expected.images)
+
+
+def test_nothing_to_extract(here: Path) -> None:
+    """No position is no error."""
+    series, _, _ = load_series()
+    assert not list(extract_stacks(series, np.zeros((0, 3)), box=48))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tilt": np.zeros(2)}, r"tilt: expected \(3\), found \(2,\)"),
+        ({"tilt": np.full(3, np.nan)}, "tilt: expected finite numbers"),
+        ({"rotation": np.zeros(4)}, "rotation"),
+        ({"shift_xy_angstrom": np.zeros((2, 3))}, r"shift_xy_angstrom: expected \(3, 2\)"),
+        ({"size_xyz": (100, 80)}, "size_xyz"),
+    ],
+)
+def test_angles_that_do_not_fit_are_refused(changes: dict[str, object], message: str) -> None:
+    """No angle is taken for those of all frames, but one rotation."""
+    given = {"pixel_size": 2.0, "size_xyz": (100, 80, 40), "tilt": np.zeros(3), **changes}
+    with pytest.raises(InputError, match=message):
+        TiltSeries.project(np.zeros((3, 80, 100), np.float32), **given)  # type: ignore[arg-type]
 
 
 def test_projections_from_angles() -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from relion_pseudosubtomo.core.geometry import projection_matrices
 from relion_pseudosubtomo.core.inputs import Aberrations
+from relion_pseudosubtomo.core.kernels import IMAGE_DTYPES
 from relion_pseudosubtomo.core.subtomogram import ParticleExtractor
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.findings import format_findings
+from relion_pseudosubtomo.findings import format_findings, list_first
 from relion_pseudosubtomo.loading import prepare_images
 from relion_pseudosubtomo.model import FrameImage, OpticsGroups, ParticleSet, Task, Tomogram
 from relion_pseudosubtomo.options import JobOptions, check_options
@@ -24,6 +25,23 @@ from relion_pseudosubtomo.worker import extraction_settings, particle_views
 Floats = NDArray[np.floating]
 Flags = NDArray[np.bool_]
 
+#: Options that change the numbers of both kinds, and those of 3D alone. All others are about files,
+#: or about which particles are kept.
+_OPTIONS = frozenset(
+    {
+        "max_dose",
+        "common_tilts",
+        "whiten",
+        "no_ctf",
+        "no_ic",
+        "no_circle_crop",
+        "circle_precrop",
+        "grid_precorr",
+        "exact_centre",
+    }
+)
+_OPTIONS_3D = frozenset({"cutoff_fract", "cone_weight", "cone_angle", "cone_sig0"})
+
 
 @dataclass(frozen=True)
 class TiltSeries:
@@ -32,7 +50,7 @@ class TiltSeries:
     Attributes
     ----------
     images : ndarray, shape (n_frames, height, width)
-        float32, float16, int8, int16 or uint16.
+        float32, float16, int8, int16 or uint16; others are refused, for the caller to convert.
     projections : ndarray, shape (n_frames, 4, 4), float64
         From (x, y, z, 1) in pixels from the tomogram's corner to (x, y, depth, 1) in pixels of the
         tilt image; `project` makes them of angles and shifts.
@@ -94,18 +112,23 @@ class TiltSeries:
         Returns
         -------
         ndarray, shape (n_frames, 4, 4)
+
+        Raises
+        ------
+        InputError
+            For angles or shifts that are not finite, or too few or too many.
         """
         n, height, width = images.shape
         shifts = np.zeros((n, 2)) if shift_xy_angstrom is None else shift_xy_angstrom
-        zero = np.zeros(n)
+        rotations = np.full(n, rotation) if np.ndim(rotation) == 0 else rotation
         return projection_matrices(
-            zero,
-            np.asarray(tilt, np.float64),
-            zero + rotation,
-            shifts,
+            np.zeros(n),
+            _read("tilt", tilt, n),
+            _read("rotation", rotations, n),
+            _read("shift_xy_angstrom", shifts, n, 2),
             pixel_size,
             (width, height),
-            np.asarray(size_xyz, np.float64),
+            _read("size_xyz", size_xyz, 3),
         )
 
 
@@ -152,7 +175,8 @@ def extract_stacks(
     binning : float
         `--bin`.
     **options
-        Other options of the command line by name, e.g. `max_dose=50.0`, `no_ctf=True`.
+        Options of the command line by name: max_dose, common_tilts, whiten, no_ctf, no_ic,
+        no_circle_crop, circle_precrop, grid_precorr, exact_centre.
 
     Yields
     ------
@@ -162,10 +186,11 @@ def extract_stacks(
     Raises
     ------
     InputError
-        For options that make no sense.
+        For options that make no sense or have none here, and for arrays of another shape or type
+        or with numbers that are not finite; at the call, not at the first particle.
     """
-    job = _make_options(box, crop, binning, {**options, "stack2d": True})
-    return _extract(series, np.asarray(positions, np.float64), None, job)
+    job = _make_options(box, crop, binning, options, stack2d=True)
+    return _extract(series, _make_tomogram(series), _make_particle_set(series, positions), job)
 
 
 def extract_pseudo_subtomograms(
@@ -182,10 +207,12 @@ def extract_pseudo_subtomograms(
 
     Parameters
     ----------
-    series, positions, box, crop, binning, **options
+    series, positions, box, crop, binning
         As for `extract_stacks`.
     angles : ndarray, shape (n_particles, 3), optional
         rlnTomoSubtomogramRot/Tilt/Psi, degrees: how the boxes are turned.
+    **options
+        As for `extract_stacks`, and cutoff_fract, cone_weight, cone_angle, cone_sig0.
 
     Yields
     ------
@@ -195,16 +222,24 @@ def extract_pseudo_subtomograms(
     Raises
     ------
     InputError
-        For options that make no sense.
+        As for `extract_stacks`.
     """
-    job = _make_options(box, crop, binning, options)
-    return _extract(series, np.asarray(positions, np.float64), angles, job)
+    job = _make_options(box, crop, binning, options, stack2d=False)
+    particle_set = _make_particle_set(series, positions, angles)
+    return _extract(series, _make_tomogram(series), particle_set, job)
 
 
 def _make_options(
-    box: int, crop: int | None, binning: float, options: dict[str, Any]
+    box: int, crop: int | None, binning: float, options: dict[str, Any], *, stack2d: bool
 ) -> JobOptions:
-    job = JobOptions("", box, box if crop is None else crop, binning, **options)
+    taken = _OPTIONS if stack2d else _OPTIONS | _OPTIONS_3D
+    others = options.keys() - taken
+    if others:
+        raise InputError(
+            f"Options of an extraction in memory: expected {', '.join(sorted(taken))}, found "
+            f"{list_first(sorted(others))}. Leave out what changes no numbers here."
+        )
+    job = JobOptions("", box, box if crop is None else crop, binning, stack2d=stack2d, **options)
     findings = check_options(job)
     if findings.errors:
         raise InputError(format_findings(findings))
@@ -212,11 +247,9 @@ def _make_options(
 
 
 def _extract(
-    series: TiltSeries, positions: Floats, angles: Floats | None, options: JobOptions
+    series: TiltSeries, tomogram: Tomogram, particle_set: ParticleSet, options: JobOptions
 ) -> Iterator[Extracted]:
-    tomogram = _make_tomogram(series)
-    particle_set = _make_particle_set(series, positions, angles)
-    rows = np.arange(len(positions))
+    rows = np.arange(len(particle_set))
     placed = place_particles(options, tomogram, particle_set, None, rows)
     visible = inside_frames(options, tomogram, placed) & usable_frames(options, tomogram)
     used = np.any(visible, axis=0)
@@ -235,34 +268,73 @@ def _extract(
         yield Extracted(images, weights, view.visible, pixel_size)
 
 
+def _check_series(series: TiltSeries) -> None:
+    """Refuse images and microscopes that extraction would fail at, or misread."""
+    images, contrast = series.images, series.amplitude_contrast
+    types = [np.dtype(dtype) for dtype in IMAGE_DTYPES.values()]
+    for what, found, is_good, expected in (
+        ("Shape of images", images.shape, images.ndim == 3, "(n_frames, height, width)"),
+        (
+            "Type of images",
+            images.dtype,
+            images.dtype.newbyteorder("=") in types,
+            ", ".join(dtype.name for dtype in types),
+        ),
+        ("pixel_size", series.pixel_size, series.pixel_size > 0, "more than 0 A"),
+        ("voltage", series.voltage, series.voltage > 0, "more than 0 kV"),
+        ("amplitude_contrast", contrast, 0 <= contrast <= 1, "a fraction"),
+        ("hand", series.hand, abs(series.hand) == 1, "1 or -1"),
+    ):
+        if not is_good:
+            raise InputError(f"{what} of a tilt series: expected {expected}, found {found}")
+
+
+def _read(what: str, values: ArrayLike, *shape: int | str) -> Floats:
+    """Return finite numbers of this shape as float64; lengths that are words may be any."""
+    array = np.asarray(values, np.float64)
+    lengths = zip(shape, array.shape, strict=False)
+    if array.ndim != len(shape) or any(n != m for n, m in lengths if not isinstance(n, str)):
+        expected = ", ".join(map(str, shape))
+        raise InputError(f"Shape of {what}: expected ({expected}), found {array.shape}")
+    n_bad = np.count_nonzero(~np.isfinite(array))
+    if n_bad:
+        raise InputError(f"{what}: expected finite numbers, found {n_bad} that are not")
+    return array
+
+
 def _make_tomogram(series: TiltSeries) -> Tomogram:
+    _check_series(series)
     n, height, width = series.images.shape
     zero, one = np.zeros(n), np.ones(n)
+    phase_shift = zero if series.phase_shift is None else series.phase_shift
     return Tomogram(
         name="",
-        size_xyz=np.asarray(series.size_xyz, np.float64),
+        size_xyz=_read("size_xyz", series.size_xyz, 3),
         pixel_size=series.pixel_size,
         hand=series.hand,
         voltage=series.voltage,
-        spherical_aberration=series.spherical_aberration,
+        spherical_aberration=float(_read("spherical_aberration", series.spherical_aberration)),
         amplitude_contrast=series.amplitude_contrast,
         optics_group_name="",
         defocus_slope=1.0,
         bfactor_per_dose=0.0,
-        projections=np.asarray(series.projections, np.float64),
-        pre_exposure=np.asarray(series.dose, np.float64),
-        defocus_u=np.asarray(series.defocus_u, np.float64),
-        defocus_v=np.asarray(series.defocus_v, np.float64),
-        defocus_angle=np.asarray(series.defocus_angle, np.float64),
+        projections=_read("projections", series.projections, n, 4, 4),
+        pre_exposure=_read("dose", series.dose, n),
+        defocus_u=_read("defocus_u", series.defocus_u, n),
+        defocus_v=_read("defocus_v", series.defocus_v, n),
+        defocus_angle=_read("defocus_angle", series.defocus_angle, n),
         ctf_scale=one,
         ctf_bfactor=zero,
-        phase_shift=zero if series.phase_shift is None else np.asarray(series.phase_shift),
+        phase_shift=_read("phase_shift", phase_shift, n),
         frames=tuple(FrameImage("", i) for i in range(n)),
         image_size_xy=(width, height),
     )
 
 
-def _make_particle_set(series: TiltSeries, positions: Floats, angles: Floats | None) -> ParticleSet:
+def _make_particle_set(
+    series: TiltSeries, positions: Floats, angles: Floats | None = None
+) -> ParticleSet:
+    positions = _read("positions", positions, "n_particles", 3)
     n = len(positions)
     zero, none = np.zeros((n, 3)), np.zeros(n, np.int64)
     no_terms = (np.zeros(0),)
@@ -276,7 +348,7 @@ def _make_particle_set(series: TiltSeries, positions: Floats, angles: Floats | N
         names=np.full(n, "", dtype=object),
         coordinate=positions,
         offset=zero,
-        subtomogram_angles=zero if angles is None else np.asarray(angles, np.float64),
+        subtomogram_angles=zero if angles is None else _read("angles", angles, n, 3),
         angles=zero,
         optics_row=none,
         half=none,
