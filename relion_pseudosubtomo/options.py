@@ -18,7 +18,28 @@ _WHOLE_NUMBER = 1e-6
 #: Dialects of `--for`, and whether each reads 2D stacks; else it reads 3D pseudo-subtomograms.
 DIALECTS = {"relion4": False, "tomodrgn": True, "cryodrgn": True}
 
-#: Their folders in the output directory.
+#: Everything a run writes into the output directory itself.
+TOP_FILES = (
+    "particles.star",
+    "dropped.star",
+    "optimisation_set.star",
+    "motion.star",
+    "renamed_particles.star",
+    "particles.h5",
+    "particles_for_class2d.star",
+    "sum_data.mrc",
+    "sum_weight.mrc",
+    "sum_div.mrc",
+    "average.mrc",
+    "average_half1.mrc",
+    "average_half2.mrc",
+    "average_fsc.star",
+    "note.txt",
+    "run_summary.json",
+    "report.html",
+)
+
+#: The dialects' folders in the output directory.
 DIALECT_FOLDERS = {name: f"for_{name}" for name in DIALECTS}
 
 #: Images that dialects have of their own, as suffixes of `particle_file`: stacks of all tilts, with

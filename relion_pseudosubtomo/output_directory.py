@@ -19,7 +19,7 @@ from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.fingerprint import describe_options
 from relion_pseudosubtomo.io.records import FOLDER, Record, RecordStore, add_up
 from relion_pseudosubtomo.model import Task, TomogramSet
-from relion_pseudosubtomo.options import DIALECT_FOLDERS, JobOptions
+from relion_pseudosubtomo.options import DIALECT_FOLDERS, TOP_FILES, JobOptions
 from relion_pseudosubtomo.positions import FOLDER as POSITIONS_FOLDER
 from relion_pseudosubtomo.report.store import FOLDER as REPORT_FOLDER
 from relion_pseudosubtomo.task_work import writes_records
@@ -32,27 +32,6 @@ RECORDS_APPEAR = 10.0
 #: Threads that look at the files of earlier runs: parallel file systems answer slowly, but many at
 #: a time.
 _LOOKING_THREADS = 8
-
-#: Everything a run writes into the output directory itself.
-TOP_FILES = (
-    "particles.star",
-    "dropped.star",
-    "optimisation_set.star",
-    "motion.star",
-    "renamed_particles.star",
-    "particles.h5",
-    "particles_for_class2d.star",
-    "sum_data.mrc",
-    "sum_weight.mrc",
-    "sum_div.mrc",
-    "average.mrc",
-    "average_half1.mrc",
-    "average_half2.mrc",
-    "average_fsc.star",
-    "note.txt",
-    "run_summary.json",
-    "report.html",
-)
 
 
 @dataclass

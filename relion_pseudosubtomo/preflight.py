@@ -27,8 +27,7 @@ from relion_pseudosubtomo.model import (
     TomogramSet,
     Trajectories,
 )
-from relion_pseudosubtomo.options import DIALECT_FOLDERS, JobOptions, check_options
-from relion_pseudosubtomo.output_directory import TOP_FILES
+from relion_pseudosubtomo.options import DIALECT_FOLDERS, TOP_FILES, JobOptions, check_options
 from relion_pseudosubtomo.plan import Plan, make_plan
 from relion_pseudosubtomo.positions import FOLDER as POSITIONS_FOLDER
 from relion_pseudosubtomo.report.packages import missing_packages
