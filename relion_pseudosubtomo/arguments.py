@@ -144,7 +144,7 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
             "default": "info",
             "help": "what the log shows (info)",
         },
-        "--debug": _flag("tracebacks and stage timings; sets --log_level debug"),
+        "--debug": _flag("tracebacks of errors; sets --log_level debug"),
         "--theme": {"metavar": "NAME", "help": "accepted, changes nothing"},
         "--diag": _flag("accepted, changes nothing"),
         "--env": _number(float, None, "accepted, changes nothing"),
@@ -212,7 +212,7 @@ class Parser(argparse.ArgumentParser):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a question for the known word that is nearest, if any is near."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
     return f" (did you mean {near[0]}?)" if near else ""
 
 

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from relion_pseudosubtomo.parallel.launch import speaks_for_all
 
     words = list(sys.argv[1:] if arguments is None else arguments)
-    configure_logging("info")
+    configure_logging("info" if speaks_for_all(os.environ) else "error")
     # values that are not finite are counted, and named, by the program itself
     warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)
     hint = ""

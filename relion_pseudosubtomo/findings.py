@@ -95,6 +95,7 @@ ADVICE: dict[str, str] = {
     "trajectory-frames": "Use the trajectory set made with these tilt series.",
     "trajectory-order": "Trajectories of very old files fit only the particle set they came with.",
     # Results (verify)
+    "result-unfinished": "Continue it: the same line with --only_do_unfinished.",
     "result-missing": "Extract these particles again with --only_do_unfinished, or verify where "
     "the job was started.",
     "result-unreadable": "Extract these particles again with --only_do_unfinished.",

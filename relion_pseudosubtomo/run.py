@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.fingerprint import fingerprint_task
 from relion_pseudosubtomo.io.lock import DirectoryLock
 from relion_pseudosubtomo.io.records import Record, add_up
-from relion_pseudosubtomo.model import TaskResult, Tomogram
+from relion_pseudosubtomo.model import Task, TaskResult, Tomogram
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.output_directory import Completed, OutputDirectory
@@ -120,10 +120,12 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
     job, plan = read_and_check(options)
     for text in (*(finding.text for finding in job.findings), *drop_lines(plan)):
         logger.warning("%s", text)
-    if options.dry_run:
-        _print_plan(options, job, plan, pool.size, start.threads)
-        return EXIT_DONE
     summary = start_summary(plan, job.particle_set, pool.size, start.threads)
+    if options.dry_run:
+        run = Extraction(options, job, plan, summary, OutputDirectory(options))
+        left = replace(plan, tasks=run.tasks_left())
+        _print_plan(options, job, left, pool.size, start.threads)
+        return EXIT_DONE
     summary.failures.update(job.tomogram_set.failed)
     make_folder(Path(options.output))
     with DirectoryLock(options.output, job=f"{pool.size} ranks"):
@@ -239,6 +241,18 @@ class Extraction:
                 progress.advance(news.n_items)
                 self._take(news)
         self.seconds = time.perf_counter() - began
+
+    def tasks_left(self) -> tuple[Task, ...]:
+        """Return what no record says is done; nothing is changed."""
+        if self.options.only_do_unfinished:
+            self.completed, _ = self.directory.examine(
+                self.job.tomogram_set, self.plan.tasks, self._fingerprint()
+            )
+        return tuple(
+            task.part(first, stop)
+            for task in self.plan.tasks
+            for first, stop in self.completed.missing(task)
+        )
 
     def _fingerprint(self) -> dict[int, str]:
         job = self.job
@@ -396,7 +410,12 @@ def _log_result(name: str, rank: int, n_kept: int, result: TaskResult) -> None:
         result.seconds_writing,
     )
     if result.n_not_finite:
-        logger.warning("%s: %d pixels read were NaN or infinite", name, result.n_not_finite)
+        logger.warning(
+            "%s: %d pixels read were NaN or infinite; --average leaves out images with such "
+            "pixels, --sum their particles",
+            name,
+            result.n_not_finite,
+        )
     if result.n_clipped:
         logger.warning("%s: %d values beyond float16's range were clipped", name, result.n_clipped)
 

@@ -39,7 +39,9 @@ def unpack(directory: str) -> int:
     PseudoSubtomoError
         Where a container is missing or damaged, or a file cannot be written.
     """
-    with hdf5.open_container(Path(directory, JOINED)) as joined:
+    if not (path := Path(directory, JOINED)).exists():
+        raise InputError(f"{path} is missing: expected the directory of an extraction with --hdf5")
+    with hdf5.open_container(path) as joined:
         entries = _read_entries(directory)
         directory = name_as_recorded(directory, entries.particles)
         containers = hdf5.read_text(joined["containers"])

@@ -334,7 +334,7 @@ class Worker:
                 files = self._extract_stacks(extractor, arguments, voxel)
             else:
                 subtomogram = extractor.extract_subtomogram(*arguments)
-                if options.sum:
+                if options.sum and extractor.n_not_finite == seen:
                     share.sums.add_subtomogram(subtomogram)
                 files = [] if options.no_writing else volume_files(options, subtomogram, voxel)
             share.count_not_finite(extractor.n_not_finite - seen)

@@ -522,7 +522,7 @@ def test_examples_of_the_documentation_run(
 ) -> None:
     """docs/api.md, from top to bottom, where its directories are results of this program."""
     monkeypatch.chdir(project)
-    for name, results in (("job009", "packed_2d"), ("job010", "packed_3d")):
+    for name, results in (("job010", "packed_2d"), ("job009", "packed_3d")):
         place = Path("PseudoSubtomo") / name
         if not place.exists():
             words = ["--stack2d"] if results.endswith("2d") else []

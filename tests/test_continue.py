@@ -87,6 +87,35 @@ def test_damaged_output_is_made_again(case: ProjectCopy, damage: str) -> None:
     assert contents() == before
 
 
+def test_a_dry_run_shows_what_is_left(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The particles without a record alone, and their bytes; nothing is changed."""
+    assert main(WORDS) == 0
+    size = image().stat().st_size
+    image().unlink()
+    before = contents()
+    capsys.readouterr()
+    assert main([*CONTINUE, "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    assert "TS_01: 2 particles" in shown
+    assert "TS_03" not in shown
+    assert f"{size}" not in before
+    assert contents() == before
+
+
+def test_an_unfinished_extraction_is_said_to_be_that(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Verify says how it is continued, not that a path is wrong."""
+    assert main(WORDS) == 0
+    Path("out/particles.star").unlink()
+    assert main(["verify", "out/"]) == 1
+    shown = capsys.readouterr()
+    assert "[result-unfinished]" in shown.out + shown.err
+    assert "--only_do_unfinished" in shown.out + shown.err
+
+
 def test_other_options_are_refused(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
     """The message names the option with both values; nothing is touched."""
     assert main(WORDS) == 0

@@ -776,3 +776,27 @@ def test_names_that_the_locale_has_no_letters_for(project: ProjectCopy, command:
         assert ("'TS_\\xe91' cannot be the name of a file" in done.stderr) == (status == 1)
         assert "Traceback" not in done.stderr
     assert not Path("out").exists()
+
+
+def test_bad_pixels_do_not_spoil_what_is_added_up(
+    project: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images with NaN are left out of the average, their particles out of the sum."""
+
+    def spoil(name: str, image: np.ndarray) -> np.ndarray:
+        if name == "TS_01_003":
+            image[:] = np.nan
+        return image
+
+    change_frames(project, spoil)
+    assert run(*BOX_3D, "--sum", "--average") == 0
+    assert "TS_01: " in (shown := capsys.readouterr().err)
+    assert "--average leaves out images with such pixels" in shown
+    for name in ("average.mrc", "sum_data.mrc", "sum_weight.mrc"):
+        values = mrcfile.read(Path("out", name))
+        assert np.isfinite(values).all()
+        assert np.ptp(values) > 0
+    assert run(*BOX_3D, "--sum", "--only_tomogram", "TS_03", output="alone/") == 0
+    np.testing.assert_array_equal(
+        mrcfile.read("alone/sum_data.mrc"), mrcfile.read("out/sum_data.mrc")
+    )

@@ -415,7 +415,7 @@ DAMAGES = [
         ),
         ("expected out/particles.star, found a.star",),
     ),
-    Damage("missing-file", "2d", lambda: Path("out/particles.star").unlink()),
+    Damage("result-unfinished", "2d", lambda: Path("out/particles.star").unlink()),
     Damage(
         "missing-file",
         "2d",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class Targets:
     volume : ndarray, shape (n + 3, n + 3, n/2 + 2, 4), float32, or None
         Packed volume of the particle.
     average : SliceTarget or None
-        Gets the slices too.
+        Gets the slices too, but for those of windows with pixels that are not finite.
     stack, without_ctf : ndarray, shape (n_visible, n, n), float32, or None
         Filled with the images, and with those without CTF and dose weight.
     """
@@ -160,7 +160,8 @@ class FrameLoop:
         n_bad = 0
         weight = self.weight if targets.takes_slices else None
         for i, f in enumerate(frames.tolist()):
-            n_bad += self._transform_window(images, view, f)
+            found = self._transform_window(images, view, f)
+            n_bad += found
             cycles = self._shift_cycles(view.image_point[f])
             kernels.make_ramps(cycles, self.gain, scale, self.ramp_x, self.ramp_y)
             ctf = self._ctf_phase(tables, view, f) if self.settings.apply_ctf else None
@@ -170,7 +171,9 @@ class FrameLoop:
             if targets.stack is not None:
                 kernels.crop_pairs(self.pairs_rs, targets.stack[i])
             if targets.takes_slices:
-                self._insert(f, tables, view, targets)
+                # one image with NaN would spoil the average of all
+                here = targets if found == 0 else replace(targets, average=None)
+                self._insert(f, tables, view, here)
             if targets.without_ctf is not None:
                 self._weight(f, tables, aberrations, None, None)
                 self._to_real_space()

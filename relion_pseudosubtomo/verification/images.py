@@ -135,7 +135,7 @@ class _Faults:
                 "table": self.results.particles.name,
                 "row": list_first(row + 1 for row in rows),
                 "particle": list_first((self.results.names[row] for row in rows), _SHOWN),
-                "found": shown,
+                "expected" if code == "result-missing" else "found": shown,
             }
             if (severities or {}).get(code) == "warning":
                 findings.warning(code, what, **place)

@@ -141,6 +141,8 @@ def read_results(request: Request, findings: Findings) -> Results | None:
     Results or None
         None where there are no particles or no images among their columns.
     """
+    if _is_unfinished(request, findings):
+        return None
     request = _name_as_recorded(request)
     table = read_particle_table(request.particle_file, findings)
     entries = _read_entries(request, findings)
@@ -163,6 +165,15 @@ def read_results(request: Request, findings: Findings) -> Results | None:
     return Results(
         request, table, options, is_recorded, is_stack, image_size, pixel_size, images, *sets
     )
+
+
+def _is_unfinished(request: Request, findings: Findings) -> bool:
+    """Return whether the directory's own table is not there yet; adds that as an error."""
+    is_begun = RecordStore(request.directory).read_job() is not None
+    if not (request.is_own_table and is_begun) or os.path.exists(request.particle_file):
+        return False
+    findings.error("result-unfinished", "extraction that is not finished", file=request.directory)
+    return True
 
 
 def _name_as_recorded(request: Request) -> Request:

@@ -357,6 +357,7 @@ cdef class FrameRunner:
         cdef float[:, :, :, ::1] average = None
         cdef float[:, :, ::1] stack = targets.stack
         cdef float[:, :, ::1] without_ctf = targets.without_ctf
+        cdef float[:, :, :, ::1] nothing = None
         cdef frame_tables taken
         cdef ps_filter filter
         cdef const float[::1] taps
@@ -415,7 +416,9 @@ cdef class FrameRunner:
                         self._to_real_space()
                     if stack is not None:
                         self._crop(&stack[i, 0, 0])
-                    self._insert_all(&taken, f, axes, volume, average_axes, average)
+                    # one image with NaN would spoil the average of all
+                    self._insert_all(&taken, f, axes, volume, average_axes,
+                                     average if found == 0 else nothing)
                     if without_ctf is not None:
                         self._weight(&taken, f, 0, False, False)
                         self._to_real_space()
