@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.model import FrameImage
 from relion_pseudosubtomo.parallel import launch
+from relion_pseudosubtomo.parallel.world import World
 from relion_pseudosubtomo.plan import (
     DROP_REASONS,
     FAILED_TOMOGRAM,
@@ -125,6 +127,28 @@ def change_frames(
         with mrcfile.new(frames / folder / path.name) as target:
             target.set_data(change(path.stem, image))
             target.voxel_size = voxel
+
+
+# Start
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_while_the_program_starts_is_a_stop(
+    number: signal.Signals, project: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before MPI has started, or input is read: status 75, so that a job is queued again."""
+    open_world = launch.open_world
+
+    def open_late(environment: Mapping[str, str]) -> World:
+        os.kill(os.getpid(), number)
+        return open_world(environment)
+
+    monkeypatch.setattr(launch, "open_world", open_late)
+    assert run(*BOX_2D) == 75
+    assert not FILES_THAT_MERGE & {path.name for path in (project.path / "out").iterdir()}
+    monkeypatch.undo()
+    monkeypatch.chdir(project.path)
+    assert run(*BOX_2D, "--only_do_unfinished") == 0
 
 
 # The same bytes
