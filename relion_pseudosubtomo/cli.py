@@ -25,9 +25,9 @@ from relion_pseudosubtomo.arguments import (  # noqa: E402
 from relion_pseudosubtomo.errors import PseudoSubtomoError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
+    from relion_pseudosubtomo.extraction import Start
     from relion_pseudosubtomo.options import JobOptions
     from relion_pseudosubtomo.parallel.world import Pool
-    from relion_pseudosubtomo.run import Start
     from relion_pseudosubtomo.signals import StopSignals
     from relion_pseudosubtomo.worker import SharedJob
 
@@ -183,10 +183,10 @@ def _run(options: JobOptions, command: list[str]) -> int:
 
 def _run_ranks(options: JobOptions, command: list[str], signals: StopSignals) -> int:
     # imported here so that --help does not wait for the numerics
+    from relion_pseudosubtomo.extraction import Start
     from relion_pseudosubtomo.parallel.launch import open_world, usable_cores
     from relion_pseudosubtomo.parallel.threads import resolve_threads
     from relion_pseudosubtomo.pipeline import FAILURE, PipelineControl
-    from relion_pseudosubtomo.run import Start
     from relion_pseudosubtomo.task_work import TaskWork
 
     world = open_world(os.environ)

@@ -18,6 +18,7 @@ from relion_pseudosubtomo.core import volumes
 from relion_pseudosubtomo.dialects import write_dialects
 from relion_pseudosubtomo.dialects.tables import StandardTables
 from relion_pseudosubtomo.io import atomic, mrc, particles, star
+from relion_pseudosubtomo.io.container_content import Tables
 from relion_pseudosubtomo.io.containers import JOINED, container_name
 from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, write_optimisation_set
 from relion_pseudosubtomo.io.trajectories import write_trajectories
@@ -105,7 +106,7 @@ def _join_containers(
 
     general, optics, rows = tables
     names = [container_name(tomogram_set.tomograms[task.tomogram].name) for task in plan.tasks]
-    joined = hdf5.Tables(general, optics, tuple(rows))
+    joined = Tables(general, optics, tuple(rows))
     hdf5.join(Path(options.output, JOINED), names, joined)
 
 

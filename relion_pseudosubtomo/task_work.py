@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import closing
 
 from relion_pseudosubtomo.estimate import particle_bytes
+from relion_pseudosubtomo.io.container_content import Content
 from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.records import Record, RecordStore
 from relion_pseudosubtomo.model import TaskResult
@@ -82,7 +83,7 @@ class TaskWork:
 
         options = self._job.options
         tomogram = self._job.tomogram_set.tomograms[given.task.tomogram]
-        content = hdf5.Content(options, tomogram, given.task, given.columns, given.fingerprint)
+        content = Content(options, tomogram, given.task, given.columns, given.fingerprint)
         ContainerStore(options.output).create(
             tomogram.name, lambda path: hdf5.lay_out(path, content)
         )

@@ -31,6 +31,7 @@ from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io import hdf5
 from relion_pseudosubtomo.io.compression import CompressionStopped, Compressor
+from relion_pseudosubtomo.io.container_content import Tables
 from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.particles import read_particle_table
 from relion_pseudosubtomo.io.star import read_star, write_star
@@ -248,7 +249,7 @@ def test_more_containers_than_files_may_be_open(case: ProjectCopy) -> None:
     limit = len(os.listdir("/proc/self/fd")) + n_left
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
-        hdf5.join(Path("out/all.h5"), names, hdf5.Tables({}, {}, (labels.TOMO_NAME,)))
+        hdf5.join(Path("out/all.h5"), names, Tables({}, {}, (labels.TOMO_NAME,)))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with hdf5.open_container("out/all.h5") as file, hdf5.open_container(CONTAINERS[0]) as one:

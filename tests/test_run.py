@@ -404,6 +404,8 @@ def test_an_image_that_changes_after_the_checks(
     whole, real = victim.read_bytes(), mrc.map_series
 
     def map_series(frames: tuple[FrameImage, ...]) -> list[Any]:
+        if not any(victim.name in frame.path for frame in frames):
+            return real(frames)  # the other tomogram, loaded meanwhile
         if content is None:
             victim.unlink(missing_ok=True)
         elif isinstance(content, tuple):
