@@ -76,6 +76,11 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
     if options.dry_run:
         run = Extraction(options, job, plan, summary, OutputDirectory(options))
         left = replace(plan, tasks=run.tasks_left())
+        n_kept, n_left = len(plan.kept_rows), len(left.kept_rows)
+        if n_left < n_kept:
+            logger.info(
+                "%d of %d particles are done already; this is left:", n_kept - n_left, n_kept
+            )
         _print_plan(options, job, left, pool.size, start.threads)
         return EXIT_DONE
     summary.failures.update(job.tomogram_set.failed)
