@@ -140,7 +140,7 @@ def _add_subtomograms(
     report_missing_columns(particles, (labels.IMAGE_NAME, labels.CTF_IMAGE), findings)
     if findings.errors:
         raise InputError(format_findings(findings))
-    for i, half in enumerate(find_halves(particles)):
+    for i, half in enumerate(find_halves(particles, findings)):
         volume = read_volume(particles.columns[labels.IMAGE_NAME][i])
         weight = read_volume(particles.columns[labels.CTF_IMAGE][i])[: layout.box]
         shift = -offsets[i] / layout.pixel_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relion_pseudosubtomo.findings import Findings, format_findings
+from relion_pseudosubtomo.findings import count_findings, counted, format_findings
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.preflight import check_job
 from relion_pseudosubtomo.summary import drop_lines
@@ -26,13 +26,8 @@ def check(options: JobOptions) -> int:
             print(line)
     if job is not None and plan is not None:
         print(
-            f"{len(job.particle_set)} particles in, {len(plan.kept_rows)} kept, "
-            f"in {len(plan.tasks)} tomograms"
+            f"{counted(len(job.particle_set), 'particle')} in, {len(plan.kept_rows)} kept, "
+            f"in {counted(len(plan.tasks), 'tomogram')}"
         )
     print(count_findings(findings))
     return EXIT_BAD if findings.errors else EXIT_GOOD
-
-
-def count_findings(findings: Findings) -> str:
-    """Return how many errors and warnings there are."""
-    return f"{len(findings.errors)} errors, {len(findings.warnings)} warnings"

@@ -84,6 +84,8 @@ ADVICE: dict[str, str] = {
     "optics-filled": "Right if the particles come from these tomograms.",
     "optics-group": "Correct the group's number, or remove data_optics to have it made.",
     "optics-disagree": "Make the two agree; images are corrected with the tomogram's values.",
+    "half-sets": "--average takes the rows in turn as half sets; correct the column before a "
+    "refinement uses it.",
     "dialect-rotation": "Use the tomogram set of RELION's own alignment, or leave out this --for.",
     "dialect-coordinates": "Check the tomogram sizes, or remove these particles.",
     "dialect-name": "Rename, or leave out this --for.",
@@ -239,6 +241,16 @@ def list_first(values: Iterable[object], limit: int = 10) -> str:
     if len(texts) <= limit:
         return ", ".join(texts)
     return f"{', '.join(texts[:limit])}, ... ({len(texts)} in all)"
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number and what it counts: `1 particle`, `2 particles`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def count_findings(findings: Findings) -> str:
+    """Return how many errors and warnings there are."""
+    return f"{counted(len(findings.errors), 'error')}, {counted(len(findings.warnings), 'warning')}"
 
 
 def bytes_text(n_bytes: float) -> str:

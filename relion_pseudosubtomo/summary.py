@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from relion_pseudosubtomo.findings import counted
 from relion_pseudosubtomo.model import ParticleSet, TaskResult
 from relion_pseudosubtomo.plan import (
     DROP_REASONS,
@@ -181,11 +182,12 @@ class RunSummary:
         before = f", {self.n_done_before} of them before" if self.n_done_before else ""
         left = f", of these {done} done" if done < self.n_kept else ""
         lines = [
-            f"{self.n_particles} particles in, {self.n_kept} kept{left}{before}, "
-            f"{self.n_particles - self.n_kept} dropped, in {self.n_tomograms} tomograms",
+            f"{counted(self.n_particles, 'particle')} in, {self.n_kept} kept{left}{before}, "
+            f"{self.n_particles - self.n_kept} dropped, in {counted(self.n_tomograms, 'tomogram')}",
             f"{self.bytes_written / 1e6:.1f} MB of images written, "
             f"{self.particles_per_second:.1f} particles/s, {self.seconds:.1f} s, "
-            f"{self.ranks} ranks x {self.threads} threads, efficiency {self.efficiency:.0%}, "
+            f"{counted(self.ranks, 'rank')} x {counted(self.threads, 'thread')}, "
+            f"efficiency {self.efficiency:.0%}, "
             f"private memory {peak / 1e9:.2f} GB a rank",
         ]
         lines += [f"Dropped {n}: {reason}" for reason, n in self.dropped.items()]
@@ -233,7 +235,8 @@ def plan_lines(
         Ranks the work is for.
     """
     rows = [
-        f"  {name}: {len(task)} particles, {n_bytes / 1e6:.1f} MB, {seconds:.0f} thread seconds"
+        f"  {name}: {counted(len(task), 'particle')}, {n_bytes / 1e6:.1f} MB, "
+        f"{seconds:.0f} thread seconds"
         for task, name, n_bytes, seconds in zip(
             plan.tasks, tomogram_names, task_bytes, work, strict=True
         )
@@ -241,7 +244,8 @@ def plan_lines(
     total = sum(work)
     return [
         *rows,
-        f"{len(plan.kept_rows)} particles kept, {len(plan.dropped_rows)} dropped, "
-        f"{len(plan.tasks)} tomograms, {sum(task_bytes)} bytes of images",
-        f"Estimated work: {total:.0f} thread seconds, {total / ranks:.0f} a rank on {ranks} ranks",
+        f"{counted(len(plan.kept_rows), 'particle')} kept, {len(plan.dropped_rows)} dropped, "
+        f"{counted(len(plan.tasks), 'tomogram')}, {sum(task_bytes)} bytes of images",
+        f"Estimated work: {total:.0f} thread seconds, {total / ranks:.0f} a rank on "
+        f"{counted(ranks, 'rank')}",
     ]

@@ -10,7 +10,7 @@ import numpy as np
 
 from relion_pseudosubtomo import labels, merge
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.findings import Findings, format_findings
+from relion_pseudosubtomo.findings import Findings, counted, format_findings
 from relion_pseudosubtomo.io import hdf5, mrc, particles
 from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.containers import JOINED
@@ -58,7 +58,8 @@ def unpack(directory: str) -> int:
     n_files = sum(_write_images(directory, name) for name in containers)
     particles.write_particle_file(Path(directory, "particles.star"), general, optics, rows)
     _point_to(directory, entries)
-    print(f"{n_files} MRC files written of {len(rows[labels.TOMO_NAME])} particles")
+    n_particles = len(rows[labels.TOMO_NAME])
+    print(f"{counted(n_files, 'MRC file')} written of {counted(n_particles, 'particle')}")
     return 0
 
 

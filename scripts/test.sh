@@ -24,9 +24,15 @@ mpich=$(cd "$place-mpich/bin" && pwd)
 # -P and another folder: the installed package is tested, not the checkout
 root=$PWD
 cd tests
+chosen=$*
+run_tests() { # python, then pytest's arguments; tests that are chosen, by -k say, may be of one kind
+    "$1" -P -m pytest -c "$root/pyproject.toml" --rootdir "$root" "${@:2}" ||
+        [ $? -eq 5 -a -n "$chosen" ]
+}
+alone=(mpi system) # these start ranks and servers of their own
 echo "Ranks under MPICH"
-"$mpich/python" -P -m pytest -c "$root/pyproject.toml" --rootdir "$root" "$root/tests/mpi" \
-    -p no:cacheprovider --durations 5
-echo "Everything, ranks under Open MPI"
-exec "$bin/python" -P -m pytest -c "$root/pyproject.toml" --rootdir "$root" "$root/tests" \
-    "${system[@]}" "$@"
+run_tests "$mpich/python" mpi -p no:cacheprovider --durations 5
+echo "Ranks under Open MPI, and whole systems"
+run_tests "$bin/python" "${alone[@]}" "${system[@]}" "$@"
+echo "Everything else, a file a core"
+run_tests "$bin/python" . "${alone[@]/#/--ignore=}" -n auto --dist loadfile "$@"

@@ -400,20 +400,26 @@ BAD = [
     ),
     # particles
     error("no-particles", column(P, "rlnTomoName", "TS_99", 5), "found TS_99"),
-    warning("unknown-tomogram", value(P, "rlnTomoName", "TS_99"), "1 particles", "TS_99"),
+    warning("unknown-tomogram", value(P, "rlnTomoName", "TS_99"), "1 particle", "TS_99"),
     warning("unused-tomogram", column(P, "rlnTomoName", "TS_01", 5), "found TS_03"),
     error(
         "duplicate-particle",
         value(P, "rlnTomoParticleName", "TS_01/1", 3),
-        "1 particle names repeated",
+        "1 particle name repeated",
         "found TS_01/1",
         "--rename_duplicates",
     ),
     warning(
         "renamed-particle",
         value(P, "rlnTomoParticleName", "TS_01/1", 3),
-        "1 particles renamed",
+        "1 particle renamed",
         arguments=("--rename_duplicates",),
+    ),
+    warning(
+        "half-sets",
+        lambda case: case.rename_label(P, "rlnAnglePsi", "rlnRandomSubset"),
+        "rlnRandomSubset of 5 particles",
+        "row 1, 2, 3, ... (5 in all): expected 1 or 2",
     ),
     error(
         "same-file",
@@ -496,7 +502,7 @@ BAD = [
     warning(
         "dialect-coordinates",
         value(P, "rlnCenteredCoordinateZAngst", "-110"),
-        "1 particles at negative coordinates",
+        "1 particle at negative coordinates",
         arguments=("--stack2d", "--for", "tomodrgn"),
     ),
     error(

@@ -101,7 +101,7 @@ def test_a_dry_run_shows_what_is_left(
     assert "TS_01: 2 particles" in shown
     assert "TS_03" not in shown
     assert "2 of 4 particles are done already" in shown
-    assert f"1 tomograms, {size} bytes of images" in shown
+    assert f"1 tomogram, {size} bytes of images" in shown
     assert contents() == before
 
 

@@ -201,7 +201,7 @@ def test_stacks_of_unknown_tomograms_cannot_be_averaged() -> None:
     extract("Extract/lost", *SMALL_BOX, "--stack2d")
     star = Path("Extract/lost/particles.star")
     star.write_text(re.sub(r"^TS_\d+\t", "TS_99\t", star.read_text(), count=1, flags=re.M))
-    message = r"1 particles of unknown tomograms in Extract/lost/particles\.star.* found TS_99"
+    message = r"1 particle of unknown tomograms in Extract/lost/particles\.star.* found TS_99"
     with pytest.raises(InputError, match=message):
         average_and_remove("Extract/lost")
 

@@ -154,7 +154,7 @@ def test_summary_adds_up() -> None:
     assert summary.efficiency == 0.75
     text = "\n".join(summary.lines())
     for part in (
-        "8 particles in, 6 kept, 2 dropped, in 1 tomograms",
+        "8 particles in, 6 kept, 2 dropped, in 1 tomogram",
         "3.0 MB",
         "1.5 particles/s",
         "2 ranks x 4 threads",

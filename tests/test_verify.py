@@ -374,9 +374,9 @@ DAMAGES = [
     ),
     Damage("missing-table", "2d", in_table("optics", dict.clear), ("no optics",)),
     Damage("result-record", "2d", lambda: Path(RECORD).unlink(), ("without a completion record",)),
-    Damage("result-record", "2d", write_text(RECORD, "{"), ("1 completion records damaged",)),
+    Damage("result-record", "2d", write_text(RECORD, "{"), ("1 completion record damaged",)),
     Damage("result-record", "2d", write_text("out/.completed/job.json", "{"), ("not readable",)),
-    Damage("result-changed", "2d", lambda: os.utime(STACK), ("newer",), status=0),
+    Damage("result-changed", "2d", lambda: os.utime(STACK), ("newer", "found TS_01"), status=0),
     Damage(
         "result-orphan", "2d", write_text("out/Subtomograms/TS_01/9_stack2d.mrcs", ""), ("9_st",)
     ),
@@ -620,7 +620,7 @@ def test_repair_of_what_has_no_images(
     Path(STACK).unlink()
     status, found = verify(capsys, "--repair")
     assert status == 1
-    assert "1 particles without visible frames" in found["result-repair"]
+    assert "1 particle without visible frames" in found["result-repair"]
     assert not Path("out/particles_repaired.star").exists()
 
 

@@ -24,7 +24,7 @@ from relion_pseudosubtomo.dialects.tables import (
     number_column,
     xyz_columns,
 )
-from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.findings import Findings, counted, list_first
 from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, write_optimisation_set
 from relion_pseudosubtomo.io.particles import write_particle_file
 from relion_pseudosubtomo.io.star import StarTable, write_star
@@ -138,7 +138,7 @@ def check_coordinates(
     add = findings.error if n_left_out == len(plan.position) else findings.warning
     add(
         "dialect-coordinates",
-        f"{n_left_out} particles at negative coordinates, which --for {NAME} leaves out",
+        f"{counted(n_left_out, 'particle')} at negative coordinates, which --for {NAME} leaves out",
         file=tomogram_set.path,
         expected=f"positions inside {', '.join(labels.TOMO_SIZE_XYZ)}",
     )

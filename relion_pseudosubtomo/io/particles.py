@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
-from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.findings import Findings, counted, list_first
 from relion_pseudosubtomo.io.columns import (
     has_columns,
     is_absent,
@@ -188,7 +188,7 @@ def make_particle_set(
         subtomogram_angles=box,
         angles=angles,
         optics_row=optics_row,
-        half=find_halves(particles),
+        half=find_halves(particles, findings),
         first_name=str(names[0]),
         former_names=None if names is former else former,
     )
@@ -235,7 +235,7 @@ def _warn_of_strangers(
     if unknown and (tomogram >= 0).any():
         findings.warning(
             "unknown-tomogram",
-            f"{unknown.total()} particles of unknown tomograms",
+            f"{counted(unknown.total(), 'particle')} of unknown tomograms",
             file=table.path,
             table=table.name,
             expected=f"{labels.TOMO_NAME} as in {tomogram_set.path}",
@@ -247,7 +247,7 @@ def _warn_of_strangers(
         without = [tomogram_set.tomograms[i].name for i in np.flatnonzero(~has_particles)]
         findings.warning(
             "unused-tomogram",
-            f"{len(without)} tomograms without particles",
+            f"{counted(len(without), 'tomogram')} without particles",
             file=tomogram_set.path,
             found=list_first(without),
         )
@@ -277,14 +277,14 @@ def _name_apart(
     if not rename:
         findings.error(
             "duplicate-particle",
-            f"{len(repeated)} particle names repeated",
+            f"{counted(len(repeated), 'particle name')} repeated",
             expected=f"unique {labels.PARTICLE_NAME}",
             **where,
         )
         return names
     unique = np.array(make_unique(names.tolist()), dtype=object)
-    n_renamed = np.count_nonzero(unique != names)
-    findings.warning("renamed-particle", f"{n_renamed} particles renamed", **where)
+    n_renamed = int(np.count_nonzero(unique != names))
+    findings.warning("renamed-particle", f"{counted(n_renamed, 'particle')} renamed", **where)
     return unique
 
 
@@ -351,12 +351,25 @@ def _read_groups(
     return optics, row, column
 
 
-def find_halves(table: StarTable) -> Integers:
+def find_halves(table: StarTable, findings: Findings) -> Integers:
     """Return the half set, 0 or 1, of each particle.
 
-    By rlnRandomSubset where that divides all particles into sets 1 and 2, else rows in turn.
+    By rlnRandomSubset where that divides all particles into sets 1 and 2, else rows in turn; a
+    warning where some have other values (0 in all rows stands for no half sets).
     """
     subset = numbers(table, labels.RANDOM_SUBSET, Findings(), default=0.0)
+    wrong = np.flatnonzero(~np.isin(subset, (1.0, 2.0)))
+    if subset.any() and len(wrong):
+        given = table.columns[labels.RANDOM_SUBSET]
+        findings.warning(
+            "half-sets",
+            f"{labels.RANDOM_SUBSET} of {counted(len(wrong), 'particle')}",
+            file=table.path,
+            table=table.name,
+            row=list_first(wrong + 1, 3),
+            expected="1 or 2",
+            found=list_first(map(repr, dict.fromkeys(given[wrong])), 3),
+        )
     if set(np.unique(subset)) == {1.0, 2.0}:
         return subset.astype(np.int64) - 1
     return np.arange(table.n_rows) % 2

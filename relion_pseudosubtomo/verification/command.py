@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relion_pseudosubtomo import labels
-from relion_pseudosubtomo.findings import Findings, format_findings
+from relion_pseudosubtomo.findings import Findings, count_findings, counted, format_findings
 from relion_pseudosubtomo.verification.containers import (
     check_containers,
     inspect_containers,
@@ -52,10 +52,10 @@ def verify(request: Request) -> int:
         print(format_findings(findings))
     left = [f for f in findings.errors if repaired is None or f.code not in _REPAIRABLE]
     if results is not None:
-        print(f"{results.particles.n_rows} particles verified")
+        print(f"{counted(results.particles.n_rows, 'particle')} verified")
     if repaired is not None:
         print(f"Wrote {repaired}: use it in place of {request.particle_file}")
-    print(f"{len(findings.errors)} errors, {len(findings.warnings)} warnings")
+    print(count_findings(findings))
     return EXIT_BAD if left else EXIT_GOOD
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.findings import Findings, counted, list_first
 from relion_pseudosubtomo.io.mrc_validation import MrcFile
 from relion_pseudosubtomo.io.records import FOLDER, Record, RecordStore
 from relion_pseudosubtomo.options import DIALECT_FOLDERS
@@ -47,7 +47,9 @@ def check_records(
     records = store.read_all()
     n_damaged = len(list(folder.glob("*/*.json"))) - len(records)
     if n_damaged > 0:
-        findings.error("result-record", f"{n_damaged} completion records damaged", file=folder)
+        findings.error(
+            "result-record", f"{counted(n_damaged, 'completion record')} damaged", file=folder
+        )
     recorded = {
         os.path.normpath(os.path.join(directory, name)): size
         for record in records
@@ -63,23 +65,29 @@ def check_records(
     if missing:
         findings.error(
             "result-record",
-            f"{len(missing)} files without a completion record",
+            f"{counted(len(missing), 'file')} without a completion record",
             file=folder,
             found=list_first(missing, _SHOWN),
         )
     if changed:
-        what = f"{len(changed)} files of another size than recorded"
+        what = f"{counted(len(changed), 'file')} of another size than recorded"
         findings.error("result-changed", what, file=folder, found=list_first(changed, _SHOWN))
-    elif not all(store.is_intact(record, with_sums=False) for record in records) and not missing:
-        _warn_of_newer(folder, known, findings)
+    elif not missing and all(isinstance(item, MrcFile) for item in known.values()):
+        _warn_of_newer(folder, store, records, findings)
     return records
 
 
 def _warn_of_newer(
-    folder: Path, known: dict[str, MrcFile | InputError], findings: Findings
+    folder: Path, store: RecordStore, records: list[Record], findings: Findings
 ) -> None:
-    if all(isinstance(item, MrcFile) for item in known.values()):
-        findings.warning("result-changed", "files newer than their completion records", file=folder)
+    touched = {r.tomogram for r in records if not store.is_intact(r, with_sums=False)}
+    if touched:
+        findings.warning(
+            "result-changed",
+            f"files of {counted(len(touched), 'tomogram')} newer than their completion records",
+            file=folder,
+            found=list_first(sorted(touched), _SHOWN),
+        )
 
 
 def check_orphans(
@@ -121,5 +129,5 @@ def check_orphans(
         (others, findings.warning, "of tomograms that are not in the table"),
     ):
         if paths:
-            what = f"{len(paths)} files {whose}"
+            what = f"{counted(len(paths), 'file')} {whose}"
             add("result-orphan", what, file=directory, found=list_first(sorted(paths), _SHOWN))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.core.geometry import is_inside_image
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.findings import Findings, counted, list_first
 from relion_pseudosubtomo.io.mrc_validation import MrcFile
 from relion_pseudosubtomo.io.star import StarTable, read_star, write_star
 from relion_pseudosubtomo.merge import text_column, vector_text
@@ -248,7 +248,7 @@ def write_repaired(
     if hopeless:
         findings.error(
             "result-repair",
-            f"{len(hopeless)} particles without visible frames that fit their images",
+            f"{counted(len(hopeless), 'particle')} without visible frames that fit their images",
             file=results.table.path,
             row=list_first(row + 1 for row in hopeless),
             particle=list_first((results.names[row] for row in hopeless), _SHOWN),

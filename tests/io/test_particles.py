@@ -202,7 +202,7 @@ def test_unknown_tomogram(project, findings, only):
     particles = read(findings)
     assert list(particles.tomogram) == [-1, 0, 1, 1, 1]
     assert np.isnan(particles.coordinate[0]).all()
-    only("unknown-tomogram", "warning", "1 particles of unknown tomograms", "found TS_99")
+    only("unknown-tomogram", "warning", "1 particle of unknown tomograms", "found TS_99")
 
 
 def test_no_particle_belongs_to_a_tomogram(project, findings, only):
@@ -214,7 +214,7 @@ def test_no_particle_belongs_to_a_tomogram(project, findings, only):
 def test_tomogram_without_particles(project, findings, only):
     project().replace(PARTICLES, "TS_03", "TS_01")
     assert len(read(findings)) == 5
-    only("unused-tomogram", "warning", "1 tomograms without particles", "found TS_03")
+    only("unused-tomogram", "warning", "1 tomogram without particles", "found TS_03")
 
 
 def test_only_tomogram(project, findings):
@@ -457,20 +457,24 @@ def test_written_file_has_three_tables_in_order(tmp_path, project, findings):
 
 
 @pytest.mark.parametrize(
-    ("subsets", "halves"),
+    ("subsets", "halves", "found"),
     [
-        (["1", "2", "2", "1"], [0, 1, 1, 0]),
-        (["2.000", "1.0", "1", "1"], [1, 0, 0, 0]),
-        (["1", "1", "1", "1"], [0, 1, 0, 1]),
-        (["0", "1", "2", "1"], [0, 1, 0, 1]),
-        (["1", "2", "None", "half"], [0, 1, 0, 1]),
-        (None, [0, 1, 0, 1]),
+        (["1", "2", "2", "1"], [0, 1, 1, 0], ""),
+        (["2.000", "1.0", "1", "1"], [1, 0, 0, 0], ""),
+        (["1", "1", "1", "1"], [0, 1, 0, 1], ""),
+        (["0", "0", "0", "0"], [0, 1, 0, 1], ""),
+        (["0", "1", "2", "1"], [0, 1, 0, 1], "of 1 particle in p.star, table particles, row 1: "),
+        (["1", "2", "None", "half"], [0, 1, 0, 1], "row 3, 4: expected 1 or 2, found 'None', 'h"),
+        (None, [0, 1, 0, 1], ""),
     ],
 )
-def test_half_sets(subsets, halves):
+def test_half_sets(findings, subsets, halves, found):
     """By rlnRandomSubset where it divides all particles in two, else rows in turn."""
     names = np.array(["a", "b", "c", "d"], dtype=object)
     columns = {"rlnTomoParticleName": names}
     if subsets is not None:
         columns["rlnRandomSubset"] = np.array(subsets, dtype=object)
-    assert find_halves(StarTable("particles", columns)).tolist() == halves
+    table = StarTable("particles", columns, path="p.star")
+    assert find_halves(table, findings).tolist() == halves
+    assert [item.code for item in findings] == ["half-sets"] * bool(found)
+    assert found in str(findings.items)
