@@ -27,7 +27,7 @@ cd tests
 chosen=$*
 run_tests() { # python, then pytest's arguments; tests that are chosen, by -k say, may be of one kind
     "$1" -P -m pytest -c "$root/pyproject.toml" --rootdir "$root" "${@:2}" ||
-        [ $? -eq 5 -a -n "$chosen" ]
+        { [ $? -eq 5 ] && [ -n "$chosen" ]; }
 }
 alone=(mpi system) # these start ranks and servers of their own
 echo "Ranks under MPICH"
