@@ -261,13 +261,18 @@ def bytes_text(n_bytes: float) -> str:
     return f"{n_bytes:.0f} bytes"
 
 
-def format_findings(findings: Findings, limit: float = 10) -> str:
-    """Return all findings, errors first, one a line, and of each code at most `limit`."""
-    lines: list[str] = []
+def shorten(findings: Findings, limit: float = 10) -> tuple[list[Finding], list[str]]:
+    """Return all findings, errors first, but of each code at most `limit`, and how many more."""
+    shown: list[Finding] = []
     counts: Counter[str] = Counter()
     for finding in [*findings.errors, *findings.warnings]:
         counts[finding.code] += 1
         if counts[finding.code] <= limit:
-            lines.append(str(finding))
-    lines += [f"and {n - limit} more of [{code}]" for code, n in counts.items() if n > limit]
-    return "\n".join(lines)
+            shown.append(finding)
+    return shown, [f"and {n - limit} more of [{code}]" for code, n in counts.items() if n > limit]
+
+
+def format_findings(findings: Findings, limit: float = 10) -> str:
+    """Return all findings, errors first, one a line, and of each code at most `limit`."""
+    shown, more = shorten(findings, limit)
+    return "\n".join([*map(str, shown), *more])

@@ -17,7 +17,7 @@ from relion_pseudosubtomo.estimate import (
     task_seconds,
 )
 from relion_pseudosubtomo.extraction import Extraction, Start, memory_text
-from relion_pseudosubtomo.findings import bytes_text
+from relion_pseudosubtomo.findings import bytes_text, shorten
 from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.lock import DirectoryLock
 from relion_pseudosubtomo.io.records import Record, add_up
@@ -70,7 +70,10 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
     """
     started = time.perf_counter()
     job, plan = read_and_check(options)
-    for text in (*(finding.text for finding in job.findings), *drop_lines(plan)):
+    shown, more = shorten(job.findings)
+    if more:
+        more.append("relion_pseudosubtomo check lists them all")
+    for text in (*(finding.text for finding in shown), *more, *drop_lines(plan)):
         logger.warning("%s", text)
     summary = start_summary(plan, job.particle_set, pool.size, start.threads)
     if options.dry_run:

@@ -23,6 +23,7 @@ from project_copy import REFERENCE, ProjectCopy
 from reference_comparison import read_star_text
 
 from relion_pseudosubtomo import pipeline
+from relion_pseudosubtomo import run as run_module
 from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.core import kernels
 from relion_pseudosubtomo.core.frame_loop import FrameLoop
@@ -30,6 +31,7 @@ from relion_pseudosubtomo.core.kernels import numpy_twin
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.model import FrameImage
+from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.parallel import launch
 from relion_pseudosubtomo.parallel.world import World
 from relion_pseudosubtomo.plan import (
@@ -39,7 +41,9 @@ from relion_pseudosubtomo.plan import (
     NOT_COMMON,
     OUTSIDE,
     UNKNOWN_TOMOGRAM,
+    Plan,
 )
+from relion_pseudosubtomo.preflight import JobInput, read_and_check
 
 INPUT = ["--p", "particles.star", "--t", "tomograms.star"]
 BOX_2D = ["--b", "64", "--crop", "32", "--bin", "2", "--stack2d"]
@@ -312,6 +316,24 @@ def test_every_particle_is_kept_or_dropped(
     for reason, n in Counter(reasons).items():
         assert f"Dropped {n}: {reason}" in shown
     assert read_summary(project.path / "out")["dropped"] == dict(Counter(reasons))
+
+
+def test_many_warnings_of_a_kind_are_shortened(
+    project: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten are shown, and how many more there are; `check` shows all."""
+
+    def read(options: JobOptions) -> tuple[JobInput, Plan]:
+        job, plan = read_and_check(options)
+        for i in range(13):
+            job.findings.warning("pixel-size", f"header of stack{i}")
+        return job, plan
+
+    monkeypatch.setattr(run_module, "read_and_check", read)
+    assert run(*BOX_2D) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("WARNING: [pixel-size] header of stack") == 10
+    assert "WARNING: and 3 more of [pixel-size]\nWARNING: relion_pseudosubtomo check li" in shown
 
 
 def test_nothing_left_to_extract(project: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:

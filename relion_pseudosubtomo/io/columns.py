@@ -150,9 +150,19 @@ def triples(
 ) -> Floats:
     """Return three columns as finite numbers, shape (n_rows, 3).
 
-    Parameters as for `numbers`, but `default` is for absent columns only: an absent value among
-    coordinates or angles is an error.
+    Parameters as for `numbers`, but `default` is for absent columns only, with a warning where
+    just some of the three are there: an absent value among coordinates or angles is an error.
     """
+    present = [label for label in labels if label in table.columns]
+    if default is not None and 0 < len(present) < len(labels):
+        findings.warning(
+            "missing-column",
+            f"{default:g} is taken for what is missing of {', '.join(labels)}",
+            file=table.path,
+            table=table.name,
+            expected="all three or none",
+            found=", ".join(present),
+        )
     parts = [
         numbers(
             table,

@@ -195,13 +195,12 @@ class _Outline:
 
     def add_row(self, values: list[str], is_special: bool, line: str | None = None) -> None:
         """Note the wanted values of a row; the line itself where starfile can read it as it is."""
-        if line is not None and not is_special and len(self.kept) == len(values):
+        values = [values[i] for i in self.kept] if len(self.kept) < len(values) else values
+        # first in its row it would be taken for a table's name
+        is_special = is_special or (bool(values) and values[0].startswith("data_"))
+        if line is not None and not is_special and len(self.kept) == len(self.labels):
             self.plain_rows.append(line)
             return
-        if len(self.kept) < len(values):
-            values = [values[i] for i in self.kept]
-            # now first in its row, it would be taken for a table's name
-            is_special = is_special or any(value.startswith("data_") for value in values[:1])
         if is_special:
             self.special[len(self.plain_rows)] = values
             values = [_PLACEHOLDER] * len(values)
@@ -227,7 +226,7 @@ class _Scanner:
             line = raw.strip()
             if not line or line[0] == "#":
                 continue
-            if line.startswith("data_"):
+            if line.startswith("data_") and not self._is_row(line):
                 self._start_table(line, number)
             elif self.outlines:
                 self._read_line(self.outlines[-1], line, number)
@@ -246,6 +245,12 @@ class _Scanner:
         if text is not None:
             place["found"] = repr(text if len(text) <= 60 else f"{text[:57]}...")
         self.findings.error("star-syntax", what, file=self.path, line=line, **place)
+
+    def _is_row(self, line: str) -> bool:
+        """Return whether a line that begins as a heading does has all values of a loop's row."""
+        labels = [] if not self.outlines or self.outlines[-1].is_list else self.outlines[-1].labels
+        words = line.split()
+        return len(labels) > 1 and len(words) == len(labels) and words[1][0] != "#"
 
     def _start_table(self, line: str, number: int) -> None:
         heading, *rest = line.split()

@@ -113,6 +113,19 @@ def test_defaults(project, findings):
     assert list(particles.tomogram) == [0, 0, 1, 1, 1]
 
 
+def test_a_triple_that_lacks_a_column(project, findings, only):
+    """Rows of a 2D classification have shifts in the plane of an image, which mean nothing here."""
+    case = project("rotated_trajectories")
+    case.rename_label(PARTICLES, "rlnOriginZAngst")
+    assert list(read(findings).offset[0]) == [2.563970, 4.252795, 0]
+    only(
+        "missing-column",
+        "warning",
+        "0 is taken for what is missing of rlnOriginXAngst, rlnOriginYAngst, rlnOriginZAngst",
+        "expected all three or none, found rlnOriginXAngst, rlnOriginYAngst",
+    )
+
+
 def test_made_names_count_within_each_tomogram_in_file_order(project, findings):
     case = project()
     case.set_value(PARTICLES, "rlnTomoName", 0, "TS_03")

@@ -197,6 +197,15 @@ def test_a_kept_value_may_look_like_a_heading(tmp_path):
     assert tables_of(tmp_path, text, labels={label}) == {"t": {label: ["data_1", "2", "data_"]}}
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_row_may_begin_as_a_heading_does(tmp_path, end):
+    """As with frames in data_frames/; a heading has no value for each label behind it."""
+    text = LOOP + f"data_frames/1.mrc x\ny 2\ndata_2 z{end}\ndata_u # v\n_a 1\n"
+    columns = {"a": ["data_frames/1.mrc", "y", "data_2"], "b": ["x", "2", "z"]}
+    assert tables_of(tmp_path, text) == {"t": columns, "u": {"a": ["1"]}}
+    assert tables_of(tmp_path, text, labels={"b"})["t"] == {"b": ["x", "2", "z"]}
+
+
 def test_many_files_at_once(tmp_path, findings):
     paths = [str(tmp_path / name) for name in ("a", "b", "c")]
     (tmp_path / "a").write_text(LOOP + "1 2\n")
