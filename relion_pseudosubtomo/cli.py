@@ -190,6 +190,7 @@ def _run_ranks(options: JobOptions, command: list[str], signals: StopSignals) ->
     from relion_pseudosubtomo.task_work import TaskWork
 
     world = open_world(os.environ)
+    signals.keeps_status = world.size > 1
     configure_logging(options.log_level if world.rank == 0 else "error")
 
     @functools.cache

@@ -16,10 +16,14 @@ class StopSignals:
     ----------
     received : str
         Name of the signal; empty until one came.
+    keeps_status : bool
+        Whether signals are ignored from the end of the job to that of the process. A launcher sends
+        them to the ranks that are left once one has ended with another status than 0.
     """
 
     def __init__(self) -> None:
         self.received = ""
+        self.keeps_status = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -38,7 +42,7 @@ class StopSignals:
     ) -> None:
         """Put the former handlers back."""
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self.keeps_status else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:

@@ -22,5 +22,7 @@ set -euo pipefail
 export PATH=$environment/bin:$PATH
 
 # -c has to be said again: srun does not take it over from sbatch. It binds each rank to its cores.
-srun --mpi="$mpi" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+# Without --kill-on-bad-exit a rank that was killed, for too little memory say, would leave the others
+# waiting until the time limit, where srun starts ranks by pmi2.
+srun --mpi="$mpi" --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     relion_pseudosubtomo --i "$input" --o "$output" --j "$SLURM_CPUS_PER_TASK" "${options[@]}"

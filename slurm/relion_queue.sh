@@ -23,4 +23,4 @@ mpi=pmix    # Open MPI: pmix. MPICH, Intel MPI, Cray MPICH: pmi2.
 set -euo pipefail
 export PATH=$shim:$PATH RELION_PSEUDOSUBTOMO=$environment/bin/python
 
-srun --mpi="$mpi" --cpus-per-task=XXXthreadsXXX XXXcommandXXX
+srun --mpi="$mpi" --kill-on-bad-exit=1 --cpus-per-task=XXXthreadsXXX XXXcommandXXX

@@ -39,7 +39,7 @@ trap 'cancelled=1' TERM # scancel: the job is not wanted any more
 
 # In the background: bash runs a trap only between commands, and would not come to it under a
 # foreground srun. srun passes the signal on to all ranks.
-srun --mpi="$mpi" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+srun --mpi="$mpi" --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     relion_pseudosubtomo --i "$input" --o "$output" --j "$SLURM_CPUS_PER_TASK" \
     --only_do_unfinished "${options[@]}" &
 step=$!
