@@ -35,6 +35,10 @@ from relion_pseudosubtomo.summary import drop_lines, judge_coordinates
 
 _IMAGE_FOLDER = "Subtomograms"
 
+#: No results by themselves: RELION's own jobs have a note, and a run with `--no_writing` that adds
+#: nothing up leaves a summary, but nothing that could be continued or replaced.
+_NO_RESULTS = ("note.txt", "run_summary.json")
+
 #: Relative difference of pixel sizes from which particles do not fit each other.
 _SUM_PIXEL_SIZES = 0.01
 
@@ -255,9 +259,9 @@ def _check_results(options: JobOptions, findings: Findings) -> None:
 
 
 def _list_results(path: str) -> Iterator[str]:
-    """Yield what lies where results will be; RELION's own jobs have a note.txt."""
+    """Yield what lies where results will be."""
     for name in TOP_FILES:
-        if name != "note.txt" and os.path.lexists(os.path.join(path, name)):
+        if name not in _NO_RESULTS and os.path.lexists(os.path.join(path, name)):
             yield name
     for folder in (_IMAGE_FOLDER, POSITIONS_FOLDER, *DIALECT_FOLDERS.values()):
         if any(files for _, _, files in os.walk(os.path.join(path, folder))):

@@ -191,7 +191,7 @@ def test_new_directory(tmp_path, name):
 
 def test_directory_with_files_of_relion_alone(tmp_path):
     for name in ("run.out", "run.err", "job.star", "note.txt", "RELION_JOB_RUNNING",
-                 "default_pipeline.star", "job_pipeline.star"):  # fmt: skip
+                 "default_pipeline.star", "job_pipeline.star", "run_summary.json"):  # fmt: skip
         (tmp_path / name).write_text("")
     (tmp_path / "Subtomograms" / "TS_01").mkdir(parents=True)
     assert check(tmp_path) == []

@@ -516,6 +516,16 @@ def test_no_writing(box: list[str], project: ProjectCopy) -> None:
     assert read_summary(project.path / "out")["n_kept"] == 4
 
 
+def test_no_writing_leaves_the_directory_free(project: ProjectCopy) -> None:
+    """For the same again, and for the run itself, which is none that has to be continued."""
+    assert run(*BOX_2D, "--no_writing") == 0
+    assert run(*BOX_2D, "--no_writing") == 0
+    assert run(*BOX_2D, "--no_writing", "--overwrite") == 0
+    assert run(*BOX_2D) == 0
+    assert read_summary(project.path / "out")["n_done_before"] == 0
+    assert (project.path / "out/particles.star").exists()
+
+
 def test_dry_run(project: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
     """The plan on standard output, nothing on disk."""
     assert run(*BOX_2D, "--dry_run") == 0
