@@ -157,6 +157,30 @@ def test_changed_input_is_extracted_again(case: ProjectCopy) -> None:
     assert contents() == changed
 
 
+def test_the_first_tomogram_alone_is_kept(case: ProjectCopy) -> None:
+    """One tomogram first, then all: its optics group is another row of the table then."""
+    assert main([*WORDS, "--only_tomogram", "TS_03"]) == 0
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 2
+    continued = contents()
+    assert main([*WORDS, "--overwrite"]) == 0
+    assert contents() == continued
+
+
+def test_a_new_tomogram_before_the_others(case: ProjectCopy) -> None:
+    """Its optics group, made as the first, moves that of what is done already."""
+    table = Path("particles.star").read_text()
+    kept = [line for line in table.split("\n") if not line.startswith("TS_01")]
+    Path("particles.star").write_text("\n".join(kept))
+    assert main(WORDS) == 0
+    Path("particles.star").write_text(table)
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 2
+    continued = contents()
+    assert main([*WORDS, "--overwrite"]) == 0
+    assert contents() == continued
+
+
 def test_results_are_not_overwritten_unasked(
     case: ProjectCopy, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -380,6 +380,37 @@ def test_changed_table_alone_makes_containers_anew(case: ProjectCopy) -> None:
         assert set(hdf5.read_text(file["table/rlnClassNumber"])) == {"2"}
 
 
+def test_one_tomogram_first_keeps_its_optics_group(case: ProjectCopy) -> None:
+    """Its container is used by the whole run, and has the number that particles.star gives."""
+    assert main([*WORDS, *PACKED, "--only_tomogram", "TS_03"]) == 0
+    assert groups_in_containers() == ["2", "2"]
+    assert main([*WORDS, *PACKED, "--only_do_unfinished"]) == 0
+    assert json.loads(Path("out/run_summary.json").read_text())["n_done_before"] == 2
+    assert groups_in_containers() == ["1", "1", "2", "2"]
+
+
+def test_optics_groups_of_containers_that_were_renumbered(case: ProjectCopy) -> None:
+    """A tomogram that comes to stand first takes the first number: the other is written anew."""
+    table = Path("particles.star").read_text()
+    kept = [line for line in table.split("\n") if not line.startswith("TS_01")]
+    Path("particles.star").write_text("\n".join(kept))
+    assert main([*WORDS, *PACKED]) == 0
+    assert groups_in_containers() == ["1", "1"]
+    Path("particles.star").write_text(table)
+    assert main([*WORDS, *PACKED, "--only_do_unfinished"]) == 0
+    assert groups_in_containers() == ["1", "1", "2", "2"]
+
+
+def groups_in_containers() -> list[str]:
+    """Return rlnOpticsGroup of all particles in particles.h5, which particles.star has too."""
+    with hdf5.open_container("out/particles.h5") as file:
+        groups = [str(group) for group in hdf5.read_text(file["table/rlnOpticsGroup"])]
+    star = read_star("out/particles.star", Findings())
+    assert star is not None
+    assert list(star.tables["particles"].columns["rlnOpticsGroup"]) == groups
+    return groups
+
+
 def set_class(number: str) -> None:
     """Give all particles of the input a class."""
     star = read_star("particles.star", Findings())

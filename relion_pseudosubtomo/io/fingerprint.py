@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram, Trajectories
 from relion_pseudosubtomo.options import JobOptions
@@ -65,13 +66,7 @@ def fingerprint_task(
     rows = task.rows
     for name in ("coordinate", "offset", "subtomogram_angles", "angles"):
         _add(digest, getattr(particle_set, name)[rows])
-    optics = particle_set.optics
-    for group in np.unique(particle_set.optics_row[rows]):
-        _add(
-            digest,
-            (optics.pixel_size[group], optics.even_zernike[group], optics.odd_zernike[group]),
-        )
-    _add(digest, particle_set.optics_row[rows])
+    _add_optics(digest, particle_set, rows)
     if options.average:
         _add(digest, particle_set.half[rows])
     if trajectories is not None:
@@ -90,6 +85,24 @@ def fingerprint_task(
         except OSError:  # gone since the checks: its task fails alone, when it is read
             _add(digest, (path, "missing"))
     return digest.hexdigest()
+
+
+def _add_optics(digest: Any, particle_set: ParticleSet, rows: NDArray[np.int64]) -> None:
+    """Add the groups of these particles in order of appearance, and which each belongs to.
+
+    Their rows in the table do not count: groups that these particles do not use may come and go.
+    """
+    optics = particle_set.optics
+    groups, first, which = np.unique(
+        particle_set.optics_row[rows], return_index=True, return_inverse=True
+    )
+    order = np.argsort(first)
+    for group in groups[order]:
+        _add(
+            digest,
+            (optics.pixel_size[group], optics.even_zernike[group], optics.odd_zernike[group]),
+        )
+    _add(digest, np.argsort(order)[which])
 
 
 def _add(digest: Any, value: Any) -> None:

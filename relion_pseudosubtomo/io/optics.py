@@ -233,26 +233,30 @@ def find_groups(
 
 
 def make_optics(
-    tomogram_set: TomogramSet, tomogram: Integers
+    particles: StarTable, tomogram_set: TomogramSet, tomogram: Integers
 ) -> tuple[OpticsGroups, Integers, NDArray[np.object_]]:
-    """Make one group a distinct rlnOpticsGroupName, in order of appearance among particles.
+    """Make one group a distinct rlnOpticsGroupName of the tomograms with wanted particles.
 
     Parameters
     ----------
+    particles : StarTable
+        The particles: groups are numbered by their appearance among all of them, so that
+        `--only_tomogram` does not change a group's number.
     tomogram_set : TomogramSet
         The tomograms.
     tomogram : ndarray, shape (n,), int64
-        Place of each particle's tomogram; -1 where it has none.
+        Place of each particle's tomogram; -1 where it has none, or is not wanted.
 
     Returns
     -------
     optics : OpticsGroups
-        The groups, numbered from 1.
+        The groups, in order of appearance; numbers count from 1.
     row : ndarray, shape (n,), int64
         Row of each particle's group; 0 for particles without a tomogram.
     column : ndarray, shape (n,), object
         rlnOpticsGroup as text.
     """
+    number_of = _number_groups(particles, tomogram_set)
     places, first = np.unique(tomogram[tomogram >= 0], return_index=True)
     owners: dict[str, Tomogram] = {}
     row_of_tomogram = np.zeros(len(tomogram_set.tomograms), dtype=np.int64)
@@ -264,7 +268,7 @@ def make_optics(
         label: np.array([f"{getattr(o, name):.6f}" for o in owners.values()], dtype=object)
         for label, name in _SHARED.items()
     }
-    group_numbers = np.arange(1, len(owners) + 1)
+    group_numbers = np.array([number_of[name] for name in owners])
     columns[labels.OPTICS_GROUP] = group_numbers.astype(str).astype(object)
     columns[labels.OPTICS_GROUP_NAME] = np.array(list(owners), dtype=object)
     none = (np.empty(0),) * len(owners)
@@ -272,7 +276,16 @@ def make_optics(
         columns, group_numbers, np.array([o.pixel_size for o in owners.values()]), none, none
     )
     row = np.where(tomogram >= 0, row_of_tomogram[tomogram], 0)
-    return optics, row, (row + 1).astype(str).astype(object)
+    return optics, row, group_numbers[row].astype(str).astype(object)
+
+
+def _number_groups(particles: StarTable, tomogram_set: TomogramSet) -> dict[str, int]:
+    """Return a number for each group name of the particles' tomograms, from 1 on."""
+    index = tomogram_set.index_by_name()
+    owners = (index.get(name) for name in dict.fromkeys(particles.columns[labels.TOMO_NAME]))
+    tomograms = (tomogram_set.tomograms[place] for place in owners if place is not None)
+    names = dict.fromkeys(tomogram.optics_group_name for tomogram in tomograms)
+    return {name: number for number, name in enumerate(names, 1)}
 
 
 def check_optics(

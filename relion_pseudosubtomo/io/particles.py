@@ -342,7 +342,7 @@ def _read_groups(
         optics = read_optics(given, findings)
         row, column = find_groups(particles, optics, rows, findings)
     elif tomogram_set is not None and (tomogram >= 0).any():
-        optics, row, column = make_optics(tomogram_set, tomogram)
+        optics, row, column = make_optics(table.particles, tomogram_set, tomogram)
     else:
         return None
     if tomogram_set is None:

@@ -70,7 +70,7 @@ def read_tomogram_set(
     -------
     TomogramSet or None
         None where not even the names can be read. A tomogram that is not wanted, or cannot be
-        read, has no frames and no numbers.
+        read, has no frames and no numbers, but its names.
     """
     star = read_star(path, findings)
     if star is None:
@@ -112,8 +112,10 @@ class _Reader:
         return TomogramSet(
             self.star.path,
             tuple(
-                tomograms.get(row) or _tomogram_without_data(name)
-                for row, name in enumerate(self.values.names)
+                tomograms.get(row) or _tomogram_without_data(name, group or name)
+                for row, (name, group) in enumerate(
+                    zip(self.values.names, self.values.optics_group_name, strict=True)
+                )
             ),
             self.failed,
         )
@@ -324,7 +326,7 @@ class _Reader:
         return numbers(table, labels.NOMINAL_TILT, self.findings)
 
 
-def _tomogram_without_data(name: str) -> Tomogram:
+def _tomogram_without_data(name: str, optics_group_name: str) -> Tomogram:
     nothing = np.empty(0)
     return Tomogram(
         name=name,
@@ -334,7 +336,7 @@ def _tomogram_without_data(name: str) -> Tomogram:
         voltage=np.nan,
         spherical_aberration=np.nan,
         amplitude_contrast=np.nan,
-        optics_group_name=name,
+        optics_group_name=optics_group_name,
         defocus_slope=np.nan,
         bfactor_per_dose=np.nan,
         projections=np.empty((0, 4, 4)),

@@ -39,8 +39,9 @@ def read(findings, only_tomogram=None, path=PARTICLES, tomograms="tomograms.star
     table = read_particle_table(path, findings)
     if table is None:
         return None
+    wanted = table.tomogram_names() if only_tomogram is None else {only_tomogram}
     tomogram_set = read_tomogram_set(
-        tomograms, Findings(), wanted=table.tomogram_names(), options=JobOptions("out", 48, 24)
+        tomograms, Findings(), wanted=wanted, options=JobOptions("out", 48, 24)
     )
     return make_particle_set(table, tomogram_set, findings, only_tomogram=only_tomogram)
 
@@ -238,6 +239,11 @@ def test_only_tomogram(project, findings):
     kept = particles.take(np.flatnonzero(particles.tomogram >= 0))
     assert list(kept.names) == ["TS_03/1", "TS_03/2", "TS_03/3"]
     assert list(kept.columns["rlnTomoName"]) == ["TS_03"] * 3
+    # the number that the group has among all particles
+    assert set(kept.columns["rlnOpticsGroup"]) == {"2"}
+    assert list(kept.optics.columns["rlnOpticsGroup"]) == ["2"]
+    assert list(kept.optics.columns["rlnOpticsGroupName"]) == ["optics2"]
+    assert list(kept.optics.pixel_size[kept.optics_row]) == [2.7] * 3
 
 
 @pytest.mark.parametrize("other", ["TS_03//1", "./TS_03/1", "TS_03/./1"])
