@@ -84,6 +84,7 @@ ADVICE: dict[str, str] = {
     "optics-filled": "Right if the particles come from these tomograms.",
     "optics-group": "Correct the group's number, or remove data_optics to have it made.",
     "optics-disagree": "Make the two agree; images are corrected with the tomogram's values.",
+    "optics-mixed": "Give the tomograms of each value an rlnOpticsGroupName of their own.",
     "half-sets": "--average takes the rows in turn as half sets; correct the column before a "
     "refinement uses it.",
     "dialect-rotation": "Use the tomogram set of RELION's own alignment, or leave out this --for.",

@@ -465,6 +465,13 @@ BAD = [
         "rlnAmplitudeContrast",
     ),
     error("optics-disagree", with_optics("0.07 2.7\n2", "0.07 1.35\n2"), "expected 2.7", "1.35"),
+    error(
+        "optics-mixed",
+        value(T, "rlnVoltage", "200"),
+        "rlnVoltage of rlnOpticsGroupName shared in tomograms.star",
+        "found 300 for TS_03; 200 for TS_01",
+        case="mixed_order_one_optics",
+    ),
     # trajectories
     error(
         "trajectory-missing",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -257,10 +257,9 @@ def make_optics(
         rlnOpticsGroup as text.
     """
     number_of = _number_groups(particles, tomogram_set)
-    places, first = np.unique(tomogram[tomogram >= 0], return_index=True)
     owners: dict[str, Tomogram] = {}
     row_of_tomogram = np.zeros(len(tomogram_set.tomograms), dtype=np.int64)
-    for place in places[np.argsort(first)]:
+    for place in _in_order_of_appearance(tomogram):
         owner = tomogram_set.tomograms[place]
         owners.setdefault(owner.optics_group_name, owner)
         row_of_tomogram[place] = list(owners).index(owner.optics_group_name)
@@ -286,6 +285,45 @@ def _number_groups(particles: StarTable, tomogram_set: TomogramSet) -> dict[str,
     tomograms = (tomogram_set.tomograms[place] for place in owners if place is not None)
     names = dict.fromkeys(tomogram.optics_group_name for tomogram in tomograms)
     return {name: number for number, name in enumerate(names, 1)}
+
+
+def _in_order_of_appearance(tomogram: Integers) -> Integers:
+    """Return each place of a tomogram that has particles once."""
+    places, first = np.unique(tomogram[tomogram >= 0], return_index=True)
+    return places[np.argsort(first)]
+
+
+def check_made_optics(tomogram_set: TomogramSet, tomogram: Integers, findings: Findings) -> None:
+    """Check that the tomograms of each rlnOpticsGroupName can be one group.
+
+    Parameters
+    ----------
+    tomogram_set : TomogramSet
+        The tomograms, of which the groups were made.
+    tomogram : ndarray, shape (n,), int64
+        Place of each particle's tomogram; -1 where it has none.
+    findings : Findings
+        Gets one error `optics-mixed` a group and label.
+    """
+    groups: defaultdict[str, list[Tomogram]] = defaultdict(list)
+    for place in _in_order_of_appearance(tomogram):
+        owner = tomogram_set.tomograms[place]
+        groups[owner.optics_group_name].append(owner)
+    for group, owners in groups.items():
+        for label, attribute in _SHARED.items():
+            values = np.array([getattr(owner, attribute) for owner in owners])
+            if not (np.abs(values - values[0]) > _TOLERANCE).any():
+                continue
+            names: defaultdict[str, list[str]] = defaultdict(list)
+            for owner, value in zip(owners, values, strict=True):
+                names[f"{value:g}"].append(owner.name)
+            findings.error(
+                "optics-mixed",
+                f"{label} of {labels.OPTICS_GROUP_NAME} {group}",
+                file=tomogram_set.path,
+                expected="one value",
+                found="; ".join(f"{value} for {list_first(of, 3)}" for value, of in names.items()),
+            )
 
 
 def check_optics(

@@ -22,6 +22,7 @@ from relion_pseudosubtomo.io.columns import (
 )
 from relion_pseudosubtomo.io.names import find_duplicates, make_unique, report_unsafe_names
 from relion_pseudosubtomo.io.optics import (
+    check_made_optics,
     check_optics,
     fill_optics,
     find_groups,
@@ -341,13 +342,14 @@ def _read_groups(
             given, particles = fill_optics(given, particles, tomogram_set, tomogram, findings)
         optics = read_optics(given, findings)
         row, column = find_groups(particles, optics, rows, findings)
+        if tomogram_set is None:
+            return None
+        check_optics(table.path, optics, row, tomogram_set, tomogram, findings)
     elif tomogram_set is not None and (tomogram >= 0).any():
         optics, row, column = make_optics(table.particles, tomogram_set, tomogram)
+        check_made_optics(tomogram_set, tomogram, findings)
     else:
         return None
-    if tomogram_set is None:
-        return None
-    check_optics(table.path, optics, row, tomogram_set, tomogram, findings)
     return optics, row, column
 
 

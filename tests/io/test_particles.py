@@ -403,9 +403,25 @@ def test_optics_that_nearly_agree(project, findings):
 
 
 def test_tomograms_of_one_group_that_disagree(project, findings, only):
-    project("mixed_order_one_optics").set_value("tomograms.star", "rlnVoltage", 0, "200")
+    case = project("mixed_order_one_optics")
+    case.set_value("tomograms.star", "rlnTomoTiltSeriesPixelSize", 0, "1.35")
     read(findings)
-    only("optics-disagree", "error", "rlnVoltage of optics group 1")
+    only(
+        "optics-mixed",
+        "error",
+        "rlnTomoTiltSeriesPixelSize of rlnOpticsGroupName shared in tomograms.star",
+        "expected one value, found 2.7 for TS_03; 1.35 for TS_01",
+    )
+
+
+@pytest.mark.parametrize("name", ["TS_01", "TS_03"])
+def test_one_tomogram_of_a_group_that_disagrees(project, findings, name):
+    """Alone it makes a group of its own values."""
+    case = project("mixed_order_one_optics")
+    case.set_value("tomograms.star", "rlnTomoTiltSeriesPixelSize", 0, "1.35")
+    particles = read(findings, only_tomogram=name)
+    assert not findings.items
+    assert list(particles.optics.pixel_size) == [1.35 if name == "TS_01" else 2.7]
 
 
 def test_aberrations_that_are_no_vector(project, findings, only):
