@@ -133,7 +133,9 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "--prebin": _flag("make tilt images smaller first where that is faster: hardly different"),
         "--preload": _flag("read tilt images in full instead of mapping them (network disks)"),
         "--only_do_unfinished": _flag("continue: do what has no completion record"),
-        "--overwrite": _flag("remove the results of an earlier run first"),
+        "--overwrite": _flag(
+            "remove the results of an earlier run first, with --only_tomogram those of this one"
+        ),
         "--dry_run": _flag("check, print the plan, write nothing"),
         "--allow_failures": _flag("skip tomograms that cannot be read, merge the others"),
         "--no_split": _flag("never give one tomogram to several ranks"),

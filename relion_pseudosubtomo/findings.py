@@ -23,7 +23,8 @@ ADVICE: dict[str, str] = {
     "missing-input": "Give --i, or both --p and --t.",
     "only-tomogram": "Give the name as it stands in the tomogram set.",
     "output-directory": "Give another --o, or make that directory writable.",
-    "output-options": "Give the options of that run, or another --o, or --overwrite.",
+    "output-options": "Give the options of that run, or another --o, or --overwrite without "
+    "--only_tomogram.",
     "output-exists": "Continue that run with --only_do_unfinished, replace its results with "
     "--overwrite, or give another --o.",
     "output-foreign": "Give another --o, or remove these files: only results with completion "

@@ -22,6 +22,7 @@ from relion_pseudosubtomo.model import Task, TomogramSet
 from relion_pseudosubtomo.options import DIALECT_FOLDERS, TOP_FILES, JobOptions
 from relion_pseudosubtomo.positions import FOLDER as POSITIONS_FOLDER
 from relion_pseudosubtomo.report.store import FOLDER as REPORT_FOLDER
+from relion_pseudosubtomo.report.store import ReportStore
 from relion_pseudosubtomo.task_work import writes_records
 
 logger = logging.getLogger("relion_pseudosubtomo")
@@ -95,7 +96,7 @@ class OutputDirectory:
         by_name = {tomogram_set.tomograms[task.tomogram].name: task for task in tasks}
         records = sorted(self.records.read_all(), key=_whole_first)
         if self._options.overwrite:
-            self._obsolete += records
+            self._obsolete += [record for record in records if self._is_chosen(record.tomogram)]
             return Completed(), []
         completed, kept, n_stale = Completed(), [], 0
         trusted = self._find_trusted(records, by_name, fingerprints)
@@ -124,6 +125,10 @@ class OutputDirectory:
             )
         return completed, kept
 
+    def _is_chosen(self, tomogram: str) -> bool:
+        """Return whether a tomogram is one that this run may do; results of others stay."""
+        return self._options.only_tomogram in (None, tomogram)
+
     def _leave_out_packed(
         self, by_name: dict[str, Task], completed: Completed, kept: list[Record]
     ) -> list[Record]:
@@ -151,9 +156,12 @@ class OutputDirectory:
                 (self._path / name).unlink(missing_ok=True)
             self.records.remove(record)
         if self._options.overwrite:
-            self.containers.remove_all()
+            for tomogram in filter(self._is_chosen, self.containers.tomograms()):
+                self.containers.remove(tomogram)
+            ReportStore(self._path).remove(self._options.only_tomogram)
         self.remove_temporary_files()
-        if self._options.only_tomogram is not None and (self._path / "particles.star").exists():
+        has_others = not all(map(self._is_chosen, self.records.tomograms()))
+        if has_others and (self._path / "particles.star").exists():
             logger.warning(
                 "particles.star will hold %s alone; a run with --only_do_unfinished and without "
                 "--only_tomogram merges all tomograms again",
@@ -168,8 +176,6 @@ class OutputDirectory:
             for pattern in ("*.star", "tilt_series/**/*.star"):
                 for path in list((self._path / name).glob(pattern)):
                     path.unlink()
-        if self._options.overwrite:
-            shutil.rmtree(self._path / REPORT_FOLDER, ignore_errors=True)
 
     def settle_containers(
         self,
@@ -253,7 +259,8 @@ class OutputDirectory:
         free += sum(self.records.sums_size(record) for record in self._obsolete)
         if self._options.overwrite:
             free += sum(size for record in self._obsolete for size in record.sizes)
-            free += self.containers.disk_bytes()
+            tomograms = self.containers.tomograms()
+            free += self.containers.disk_bytes(filter(self._is_chosen, tomograms))
         if n_bytes > free and not self._options.ignore_disk_space:
             raise InputError(
                 f"Disk space in {self._options.output}: expected {bytes_text(n_bytes)} free, "

@@ -246,7 +246,7 @@ def _check_results(options: JobOptions, findings: Findings) -> None:
             expected="no results, or --only_do_unfinished to continue, or --overwrite",
             found="results of another run",
         )
-    elif options.only_do_unfinished and not options.overwrite:
+    elif not options.overwrite or _keeps_others(options):
         now = describe_options(options)
         for name in sorted(now.keys() | former.keys()):
             if now.get(name) != former.get(name):
@@ -256,6 +256,12 @@ def _check_results(options: JobOptions, findings: Findings) -> None:
                     expected=former.get(name, "nothing"),
                     found=now.get(name, "nothing"),
                 )
+
+
+def _keeps_others(options: JobOptions) -> bool:
+    """Return whether results stay that are not of `--only_tomogram`: those have to fit its own."""
+    name = options.only_tomogram
+    return name is not None and not RecordStore(options.output).tomograms() <= {name}
 
 
 def _list_results(path: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -194,6 +195,55 @@ def test_results_are_not_overwritten_unasked(
     assert "Subtomograms/TS_01/mine.txt" in names
     assert "Subtomograms/TS_01/1_stack2d.mrcs" in names
     assert not [name for name in names if name.endswith("_data.mrc")]
+
+
+def test_overwriting_one_tomogram_keeps_the_others(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files alone are written again; the message that all can be merged again is true."""
+    assert main(WORDS) == 0
+    before = contents()
+    other = Path("out/Subtomograms/TS_03/1_data.mrc")
+    times = [path.stat().st_mtime_ns for path in (image(), other)]
+    capsys.readouterr()
+    assert main([*WORDS, "--overwrite", "--only_tomogram", "TS_01"]) == 0
+    assert "particles.star will hold TS_01 alone" in capsys.readouterr().err
+    assert n_done_before() == 0
+    assert image().stat().st_mtime_ns > times[0]
+    assert other.stat().st_mtime_ns == times[1]
+    assert "TS_03" not in Path("out/particles.star").read_text()
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 4
+    assert contents() == before
+
+
+def test_other_options_for_one_tomogram(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused beside results of others, as they could not be merged; alone it is redone."""
+    words = [*WORDS, "--overwrite", "--only_tomogram", "TS_01"]
+    assert main(WORDS) == 0
+    before = contents()
+    assert main([*words, "--whiten"]) == 1
+    assert "[output-options] --whiten is not that of the results" in capsys.readouterr().err
+    assert contents() == before
+    assert main([*WORDS, "--overwrite", "--whiten"]) == 0
+    shutil.rmtree("out")
+    assert main([*WORDS, "--only_tomogram", "TS_01"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--whiten"]) == 0
+    assert "particles.star will hold" not in capsys.readouterr().err
+
+
+def test_overwriting_one_tomogram_frees_its_bytes_alone(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the other one holds is not free."""
+    assert main(WORDS) == 0
+    for free, status in ((-1, 1), (0, 0)):
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr("shutil.disk_usage", lambda path, usage=usage: usage)
+        assert main([*WORDS, "--overwrite", "--only_tomogram", "TS_01"]) == status
 
 
 def test_an_interrupted_run_continues_to_the_same_files(

@@ -389,6 +389,19 @@ def test_one_tomogram_first_keeps_its_optics_group(case: ProjectCopy) -> None:
     assert groups_in_containers() == ["1", "1", "2", "2"]
 
 
+@pytest.mark.parametrize("packed", WAYS)
+def test_overwriting_one_tomogram_keeps_other_containers(
+    case: ProjectCopy, packed: list[str]
+) -> None:
+    """The container of the other one is merged again as it is."""
+    assert main([*WORDS, *packed]) == 0
+    before = contents("out", ".h5")
+    assert main([*WORDS, *packed, "--overwrite", "--only_tomogram", "TS_01"]) == 0
+    assert main([*WORDS, *packed, "--only_do_unfinished"]) == 0
+    assert json.loads(Path("out/run_summary.json").read_text())["n_done_before"] == 4
+    assert contents("out", ".h5") == before
+
+
 def test_optics_groups_of_containers_that_were_renumbered(case: ProjectCopy) -> None:
     """A tomogram that comes to stand first takes the first number: the other is written anew."""
     table = Path("particles.star").read_text()

@@ -348,6 +348,19 @@ def test_pieces_of_other_results_are_not_shown(project: ProjectCopy) -> None:
         np.testing.assert_allclose(new.pieces[0].picture_sum, -old.pieces[0].picture_sum, atol=1e-4)
 
 
+def test_overwriting_one_tomogram_keeps_what_was_collected_of_others(project: ProjectCopy) -> None:
+    """The report of all is whole again; what it had of that tomogram is gone."""
+    run(*BOX_2D, "--report")
+    run(*BOX_2D, "--overwrite", "--only_tomogram", "TS_01")
+    assert not Path("out/.report/TS_01").exists()
+    assert list(Path("out/.report/TS_03").iterdir())
+    run(*BOX_2D, "--overwrite", "--only_tomogram", "TS_01", "--report")
+    run(*BOX_2D, "--only_do_unfinished", "--report")
+    contents = read_contents("out", 30)
+    assert contents.missing == []
+    assert all(tomogram.is_collected for tomogram in contents.tomograms)
+
+
 @pytest.mark.parametrize("damage", [b"", b"no archive", b"PK\x03\x04"])
 def test_damaged_collections_are_left_out(project: ProjectCopy, damage: bytes) -> None:
     run(*BOX_2D, "--report")

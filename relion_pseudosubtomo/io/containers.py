@@ -13,7 +13,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,21 +200,16 @@ class ContainerStore:
             self._own(tomogram, _UNFINISHED).unlink(missing_ok=True)
             slots.unlink()
 
-    def remove_all(self) -> None:
-        """Remove the containers of all tomograms."""
-        for tomogram in self._tomograms():
-            self.remove(tomogram)
-
-    def disk_bytes(self) -> int:
-        """Return the bytes that `remove_all` frees."""
+    def disk_bytes(self, tomograms: Iterable[str] | None = None) -> int:
+        """Return the bytes that `remove` frees, of all tomograms where none are given."""
         n_bytes = 0
-        for tomogram in self._tomograms():
+        for tomogram in self.tomograms() if tomograms is None else tomograms:
             for path in (self.path(tomogram), self._own(tomogram, _UNFINISHED)):
                 with contextlib.suppress(OSError):  # one of the two is not there
                     n_bytes += path.stat().st_blocks * _BLOCK  # one that is being filled has holes
         return n_bytes
 
-    def _tomograms(self) -> list[str]:
+    def tomograms(self) -> list[str]:
         """Return the tomograms that have a container of this program, finished or not."""
         places = (self._output / FOLDER).glob(f"*/{_SLOTS}")
         return [unquote(place.parent.name) for place in places]

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -93,6 +93,10 @@ class RecordStore:
     def read_all(self) -> list[Record]:
         """Return all records that can be read; damaged ones are as good as none."""
         return self._read(sorted(self._folder.glob("*/*.json")))
+
+    def tomograms(self) -> set[str]:
+        """Return the names of the tomograms that have records, readable or not."""
+        return {unquote(path.parent.name) for path in self._folder.glob("*/*.json")}
 
     def read_tomogram(self, tomogram: str) -> list[Record]:
         """Return the records of one tomogram."""

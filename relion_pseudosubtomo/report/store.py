@@ -8,6 +8,7 @@ for that of another run.
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -179,6 +180,10 @@ class ReportStore:
 
     def _tomogram(self, name: str) -> Path:
         return self._folder / quote(name, safe="")
+
+    def remove(self, tomogram: str | None = None) -> None:
+        """Remove what was collected of a tomogram; everything where none is given."""
+        shutil.rmtree(self._folder if tomogram is None else self._tomogram(tomogram), True)
 
     def write_piece(self, tomogram: str, piece: Piece) -> None:
         """Write a piece of a tomogram; one of the same range is replaced."""
