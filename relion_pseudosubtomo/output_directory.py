@@ -19,7 +19,7 @@ from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.fingerprint import describe_options
 from relion_pseudosubtomo.io.records import FOLDER, Record, RecordStore, add_up
 from relion_pseudosubtomo.model import Task, TomogramSet
-from relion_pseudosubtomo.options import DIALECT_FOLDERS, TOP_FILES, JobOptions
+from relion_pseudosubtomo.options import DIALECT_FOLDERS, TOP_FILES, JobOptions, particle_file
 from relion_pseudosubtomo.positions import FOLDER as POSITIONS_FOLDER
 from relion_pseudosubtomo.report.store import FOLDER as REPORT_FOLDER
 from relion_pseudosubtomo.report.store import ReportStore
@@ -79,6 +79,9 @@ class OutputDirectory:
         self.records = RecordStore(options.output)
         self.containers = ContainerStore(options.output)
         self._obsolete: list[Record] = []
+        self._staying: list[Record] = []  # of tomograms that are not done now
+        self._tasks: tuple[Task, ...] = ()
+        self._unwanted_containers: list[str] = []
 
     def examine(
         self, tomogram_set: TomogramSet, tasks: tuple[Task, ...], fingerprints: dict[int, str]
@@ -94,9 +97,13 @@ class OutputDirectory:
             By task number.
         """
         by_name = {tomogram_set.tomograms[task.tomogram].name: task for task in tasks}
+        self._tasks = tasks
+        self._find_unwanted_containers({*by_name, *tomogram_set.failed})
         records = sorted(self.records.read_all(), key=_whole_first)
         if self._options.overwrite:
-            self._obsolete += [record for record in records if self._is_chosen(record.tomogram)]
+            for record in records:
+                is_chosen = self._is_chosen(record.tomogram)
+                (self._obsolete if is_chosen else self._staying).append(record)
             return Completed(), []
         completed, kept, n_stale = Completed(), [], 0
         trusted = self._find_trusted(records, by_name, fingerprints)
@@ -105,8 +112,8 @@ class OutputDirectory:
             if task is None:
                 # left out of this run, or its images cannot be read now: its results stay good
                 is_away = record.tomogram in tomogram_set.failed
-                if not is_away and self._options.only_tomogram is None:
-                    self._obsolete.append(record)
+                stays = is_away or not self._is_chosen(record.tomogram)
+                (self._staying if stays else self._obsolete).append(record)
             elif not is_trusted:
                 self._obsolete.append(record)
                 n_stale += 1
@@ -128,6 +135,16 @@ class OutputDirectory:
     def _is_chosen(self, tomogram: str) -> bool:
         """Return whether a tomogram is one that this run may do; results of others stay."""
         return self._options.only_tomogram in (None, tomogram)
+
+    def _find_unwanted_containers(self, wanted: set[str]) -> None:
+        """Note the containers of chosen tomograms that this run will not have."""
+        options = self._options
+        keeps = options.hdf5 and not options.overwrite
+        self._unwanted_containers = [
+            name
+            for name in self.containers.tomograms()
+            if self._is_chosen(name) and not (keeps and name in wanted)
+        ]
 
     def _leave_out_packed(
         self, by_name: dict[str, Task], completed: Completed, kept: list[Record]
@@ -151,13 +168,10 @@ class OutputDirectory:
         """Remove what is obsolete; note first what the new results are made with."""
         if writes_records(self._options):
             self.records.write_job(describe_options(self._options))
-        for record in self._obsolete:
-            for name in record.files() if self._options.overwrite else ():
-                (self._path / name).unlink(missing_ok=True)
-            self.records.remove(record)
+        self._remove_obsolete()
+        for tomogram in self._unwanted_containers:
+            self.containers.remove(tomogram)
         if self._options.overwrite:
-            for tomogram in filter(self._is_chosen, self.containers.tomograms()):
-                self.containers.remove(tomogram)
             ReportStore(self._path).remove(self._options.only_tomogram)
         self.remove_temporary_files()
         has_others = not all(map(self._is_chosen, self.records.tomograms()))
@@ -176,6 +190,23 @@ class OutputDirectory:
             for pattern in ("*.star", "tilt_series/**/*.star"):
                 for path in list((self._path / name).glob(pattern)):
                     path.unlink()
+
+    def _remove_obsolete(self) -> None:
+        """Remove obsolete records behind those of their files that nothing else has.
+
+        Without `--overwrite` what this run makes again stays until then: all is replaced at once.
+        """
+        if not self._obsolete:
+            return
+        again = () if self._options.overwrite else self._options.image_suffixes
+        planned = {stem for task in self._tasks for stem in task.stems} if again else set()
+        elsewhere = {stem for record in self._staying for stem in record.stems}
+        for record in self._obsolete:
+            for stem in record.stems:
+                for suffix in record.suffixes if stem not in elsewhere else ():
+                    if suffix not in again or stem not in planned:
+                        (self._path / particle_file(stem, suffix)).unlink(missing_ok=True)
+            self.records.remove(record)
 
     def settle_containers(
         self,
@@ -259,8 +290,7 @@ class OutputDirectory:
         free += sum(self.records.sums_size(record) for record in self._obsolete)
         if self._options.overwrite:
             free += sum(size for record in self._obsolete for size in record.sizes)
-            tomograms = self.containers.tomograms()
-            free += self.containers.disk_bytes(filter(self._is_chosen, tomograms))
+            free += self.containers.disk_bytes(self._unwanted_containers)
         if n_bytes > free and not self._options.ignore_disk_space:
             raise InputError(
                 f"Disk space in {self._options.output}: expected {bytes_text(n_bytes)} free, "

@@ -246,6 +246,62 @@ def test_overwriting_one_tomogram_frees_its_bytes_alone(
         assert main([*WORDS, "--overwrite", "--only_tomogram", "TS_01"]) == status
 
 
+def test_files_of_others_are_not_removed_with_those_of_one(case: ProjectCopy) -> None:
+    """Should a record name a file that another tomogram's has too, it stays."""
+    assert main(WORDS) == 0
+    record = Path("out/.completed/TS_01/0-2.json")
+    record.write_text(record.read_text().replace("TS_01/2", "TS_03/1"))
+    for words in ("--only_do_unfinished", "--overwrite"):
+        assert main([*WORDS, words, "--only_tomogram", "TS_01"]) == 0
+        assert Path("out/Subtomograms/TS_03/1_data.mrc").exists()
+        record.write_text(record.read_text().replace("TS_01/2", "TS_03/1"))
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 2
+
+
+@pytest.mark.parametrize("leaves", ["particle", "tomogram", "tomogram set"])
+def test_what_left_the_input_leaves_the_output(case: ProjectCopy, leaves: str) -> None:
+    """Its files go with its record, as if it had never been there; unknown files stay."""
+    assert main(WORDS) == 0
+    mine = Path("out/Subtomograms/TS_03/mine.mrc")
+    mine.write_text("keep")
+    name = "tomograms.star" if leaves == "tomogram set" else "particles.star"
+    lines = Path(name).read_text().split("\n")
+    rows = [row for row, line in enumerate(lines) if line.startswith("TS_03")]
+    gone = rows if leaves != "particle" else rows[1:2]
+    Path(name).write_text("\n".join(line for row, line in enumerate(lines) if row not in gone))
+    # with one tomogram alone, results of others are nothing that left
+    assert main([*CONTINUE, "--only_tomogram", "TS_01"]) == 0
+    assert len(list(mine.parent.glob("*_data.mrc"))) == 2
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 2
+    assert mine.read_text() == "keep"
+    mine.unlink()
+    continued = contents()
+    shutil.rmtree("out")
+    assert main(WORDS) == 0
+    assert contents() == continued
+
+
+def test_files_of_a_half_overwritten_run(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while it removes volumes, continued as stacks: no volume is left."""
+    assert main(WORDS) == 0
+    words = [*WORDS, "--stack2d"]
+
+    def fail(self: RecordStore, record: Record) -> None:
+        raise OutputError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordStore, "remove", fail)
+        assert main([*words, "--overwrite"]) == 1
+    assert list(Path("out").rglob("*_data.mrc"))
+    assert main([*words, "--only_do_unfinished"]) == 0
+    assert not list(Path("out").rglob("*_data.mrc"))
+    assert main(["verify", "out/"]) == 0
+
+
 def test_an_interrupted_run_continues_to_the_same_files(
     case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -402,6 +402,35 @@ def test_overwriting_one_tomogram_keeps_other_containers(
     assert contents("out", ".h5") == before
 
 
+def test_container_of_a_tomogram_that_left_the_set(case: ProjectCopy) -> None:
+    """It goes when the others are merged, not when another one is extracted alone."""
+    assert main([*WORDS, *PACKED]) == 0
+    table = Path("tomograms.star").read_text()
+    kept = [line for line in table.split("\n") if not line.startswith("TS_03")]
+    Path("tomograms.star").write_text("\n".join(kept))
+    assert main([*WORDS, *PACKED, "--only_do_unfinished", "--only_tomogram", "TS_01"]) == 0
+    assert Path(CONTAINERS[1]).exists()
+    assert main([*WORDS, *PACKED, "--only_do_unfinished"]) == 0
+    assert not Path(CONTAINERS[1]).exists()
+    assert main(["verify", "out/"]) == 0
+
+
+def test_containers_of_a_half_overwritten_run(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while it removes containers, continued without them: none is left."""
+
+    def fail(self: ContainerStore, tomogram: str) -> None:
+        raise OutputError("stopped")
+
+    assert main([*WORDS, *PACKED]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(ContainerStore, "remove", fail)
+        assert main([*WORDS, "--overwrite"]) == 1
+    assert main([*WORDS, "--only_do_unfinished"]) == 0
+    assert not contents("out", ".h5")
+
+
 def test_optics_groups_of_containers_that_were_renumbered(case: ProjectCopy) -> None:
     """A tomogram that comes to stand first takes the first number: the other is written anew."""
     table = Path("particles.star").read_text()
