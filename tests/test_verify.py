@@ -470,6 +470,41 @@ def test_values_are_read_with_deep_only(
     assert verify(capsys) == (0, {})
 
 
+@pytest.mark.parametrize(
+    ("code", "table", "change"),
+    [
+        ("missing-table", "optics", dict.clear),
+        ("missing-column", "optics", drop(labels.IMAGE_SIZE)),
+        ("optics-group", "particles", set_value(labels.OPTICS_GROUP, 0, "9")),
+    ],
+)
+def test_blank_volume_of_unknown_size(
+    code: str,
+    table: str,
+    change: Callable[[Columns], None],
+    spoilt: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Values are judged without the optics too."""
+    spoilt("3d")
+    change_table(table, change)
+    status, found = verify(capsys, *DEEP)
+    assert (status, list(found)) == (1, [code])
+    change_values(VOLUME, put(1, slice(None)))
+    assert set(verify(capsys, *DEEP)[1]) == {code, "result-constant"}
+
+
+def test_optics_groups_are_numbers(
+    spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1.0 is group 1, of one size."""
+    spoilt("3d")
+    change_table("particles", set_value(labels.OPTICS_GROUP, 0, "1.0"))
+    assert verify(capsys, *DEEP) == (0, {})
+    change_header(VOLUME, nz=16, mz=16)
+    assert "32 x 32 x 32" in verify(capsys)[1]["result-size"]
+
+
 def test_every_code_of_results_is_planted() -> None:
     """None is there without a test."""
     codes = {code for code in ADVICE if code.startswith("result-")}

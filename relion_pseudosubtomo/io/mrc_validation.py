@@ -74,6 +74,7 @@ class DataFaults:
     Attributes
     ----------
     is_finite : bool
+    n_sections : int
     constant : ndarray of int64
         Sections in which all values are one.
     is_negative : bool
@@ -81,6 +82,7 @@ class DataFaults:
     """
 
     is_finite: bool
+    n_sections: int
     constant: NDArray[np.int64]
     is_negative: bool
 
@@ -100,4 +102,5 @@ def inspect_values(data: NDArray[Any]) -> DataFaults:
     """Return what is wrong with the values of a file, shape (n_sections, ny, nx)."""
     low, high = data.min(axis=(1, 2)), data.max(axis=(1, 2))  # NaN where any value is
     is_finite = bool(np.isfinite(low).all() and np.isfinite(high).all())
-    return DataFaults(is_finite, np.flatnonzero(low == high), bool((low < 0).any()))
+    constant = np.flatnonzero(low == high)
+    return DataFaults(is_finite, len(data), constant, bool((low < 0).any()))

@@ -296,6 +296,6 @@ def _judge_data(
     if blank is not None:
         constant = constant[(constant >= len(blank)) | ~blank[constant.clip(max=len(blank) - 1)]]
     is_stack = results.is_stack or _is_real(results)
-    if len(constant) if is_stack else len(constant) == int(results.image_size[file.row]):
+    if len(constant) if is_stack else len(constant) == data.n_sections:
         which = f"(slices {list_first(constant + 1, _SHOWN)})" if is_stack else ""
         faults.add("result-constant", "nothing in the image", file, which)

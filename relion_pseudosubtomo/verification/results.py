@@ -261,11 +261,14 @@ def _rows_of_groups(table: ParticleTable) -> NDArray[np.int64]:
     n = table.particles.n_rows
     if table.optics is None:
         return np.full(n, -1)
-    given = table.particles.columns.get(labels.OPTICS_GROUP)
-    if given is None:
+    if labels.OPTICS_GROUP not in table.particles.columns:
         return np.full(n, 0 if table.optics.n_rows == 1 else -1)
-    place = {text: i for i, text in enumerate(table.optics.columns.get(labels.OPTICS_GROUP, ()))}
-    return np.array([place.get(text, -1) for text in given])
+    # by number: other programs write 1.0 for 1; what is no number is told with the particle set
+    known, given = (
+        numbers(t, labels.OPTICS_GROUP, Findings()) for t in (table.optics, table.particles)
+    )
+    place = {number: i for i, number in enumerate(known.tolist()) if np.isfinite(number)}
+    return np.array([place.get(number, -1) for number in given.tolist()])
 
 
 class _OpticsColumns:
