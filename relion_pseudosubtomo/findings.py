@@ -118,6 +118,8 @@ ADVICE: dict[str, str] = {
     "computes it anew.",
     "result-geometry": "Images would be paired with the wrong tilts: verify --repair computes it "
     "anew.",
+    "result-unchecked": "Restore these images, or start where they are, to check and repair which "
+    "frames are visible; a refinement does not need them.",
     "result-repair": "Nothing was written; give --max_dose as in the extraction, and its tomogram "
     "set.",
     "result-record": "Continue the extraction with --only_do_unfinished.",

@@ -154,10 +154,17 @@ def test_continued_run(
 def test_tilt_images_are_not_needed(
     spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They may be archived by then."""
-    spoilt("2d")
-    Path("../frames").unlink()
-    assert verify(capsys, "--deep") == (0, {})
+    """They may be archived by then; but what is not checked then is said."""
+    for kind in ("3d", "2d"):
+        spoilt(kind)
+        Path("../frames").unlink()
+        status, found = verify(capsys, "--deep")
+        assert (status, list(found)) == (0, ["result-unchecked"] if kind == "2d" else [])
+    said = found["result-unchecked"]
+    assert said.startswith(
+        "warning [result-unchecked] geometry not checked for TS_01, TS_03: tilt "
+    )
+    assert "missing in tilt_series/TS_01.star" in said
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -376,6 +383,7 @@ DAMAGES = [
     Damage("result-record", "2d", lambda: Path(RECORD).unlink(), ("without a completion record",)),
     Damage("result-record", "2d", write_text(RECORD, "{"), ("1 completion record damaged",)),
     Damage("result-record", "2d", write_text("out/.completed/job.json", "{"), ("not readable",)),
+    Damage("result-unchecked", "2d", lambda: Path("../frames").unlink(), ("TS_01",), status=0),
     Damage("result-changed", "2d", lambda: os.utime(STACK), ("newer", "found TS_01"), status=0),
     Damage(
         "result-orphan", "2d", write_text("out/Subtomograms/TS_01/9_stack2d.mrcs", ""), ("9_st",)
@@ -656,6 +664,20 @@ def test_repair_of_what_has_no_images(
     status, found = verify(capsys, "--repair")
     assert status == 1
     assert "1 particle without visible frames" in found["result-repair"]
+    assert not Path("out/particles_repaired.star").exists()
+
+
+def test_repair_without_tilt_images(
+    spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is missing is named, not the maximum dose."""
+    spoilt("2d")
+    change_table("particles", set_value(FLAGS, 2, "None"))
+    Path("../frames").unlink()
+    status, found = verify(capsys, "--repair")
+    assert (status, set(found)) == (1, {"result-visible", "result-unchecked"})
+    said = "error [result-unchecked] geometry not repaired for TS_03: tilt image missing in tilt_s"
+    assert said in found["result-unchecked"]
     assert not Path("out/particles_repaired.star").exists()
 
 

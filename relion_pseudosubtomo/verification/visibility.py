@@ -40,10 +40,13 @@ class Geometry:
         Row -> frames in which it is visible, whatever the rounding.
     perhaps : dict of int to ndarray, shape (n_frames,), bool
         Those and the ones in which it is, or is not, by a rounding error.
+    unknown : dict of str to str
+        Tomograms with particles of which it cannot be told -> what is wrong with their images.
     """
 
     surely: dict[int, Flags] = field(default_factory=dict)
     perhaps: dict[int, Flags] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
 
 
 def compute_geometry(results: Results) -> Geometry:
@@ -60,7 +63,10 @@ def compute_geometry(results: Results) -> Geometry:
     radius = options.binning * options.crop / 2
     for index, tomogram in enumerate(tomogram_set.tomograms):
         rows = np.flatnonzero(particle_set.tomogram == index)
-        if len(rows) == 0 or tomogram.n_frames == 0 or tomogram.name in tomogram_set.failed:
+        if len(rows) == 0 or tomogram.n_frames == 0:
+            continue
+        if tomogram.name in tomogram_set.failed:
+            geometry.unknown[tomogram.name] = tomogram_set.failed[tomogram.name]
             continue
         moving = results.trajectories
         shifts = None if moving is None else moving.stack(rows)
@@ -116,8 +122,12 @@ def check_visibility(
         Images in each particle's stack; None where it cannot be read.
     geometry : Geometry
     findings : Findings
-        Gets `result-visible`, `result-frames`, `result-slices` and `result-geometry`.
+        Gets `result-visible`, `result-frames`, `result-slices`, `result-geometry` and
+        `result-unchecked`.
     """
+    if geometry.unknown:
+        names = list(geometry.unknown)
+        findings.warning("result-unchecked", _describe_unknown("checked", names, geometry))
     column = results.particles.columns.get(labels.VISIBLE_FRAMES)
     if column is None:
         n_rows = results.particles.n_rows
@@ -143,6 +153,11 @@ def check_visibility(
     if results.request.is_own_table:
         serious += wrong["result-geometry"]
     return Visibility(flags, sorted(set(serious)))
+
+
+def _describe_unknown(done: str, names: list[str], geometry: Geometry) -> str:
+    """Return what could not be done to these tomograms, and why for the first."""
+    return f"geometry not {done} for {list_first(names, _SHOWN)}: {geometry.unknown[names[0]]}"
 
 
 def parse_flags(text: str) -> Flags | None:
@@ -222,7 +237,8 @@ def write_repaired(
         As for `check_visibility`, and its result.
     visibility : Visibility
     findings : Findings
-        Gets `result-repair` for particles whose flags cannot be told, or do not fit their images.
+        Gets `result-repair` for particles whose flags do not fit their images, and
+        `result-unchecked` where they cannot be told.
 
     Returns
     -------
@@ -246,13 +262,7 @@ def write_repaired(
         if flags[row] is None:
             hopeless.append(row)
     if hopeless:
-        findings.error(
-            "result-repair",
-            f"{counted(len(hopeless), 'particle')} without visible frames that fit their images",
-            file=results.table.path,
-            row=list_first(row + 1 for row in hopeless),
-            particle=list_first((results.names[row] for row in hopeless), _SHOWN),
-        )
+        _report_hopeless(results, hopeless, geometry, findings)
         return None
     star = read_star(results.table.path, findings)
     if star is None:
@@ -265,6 +275,27 @@ def write_repaired(
     ]
     write_star(path, tables)
     return path
+
+
+def _report_hopeless(
+    results: Results, rows: list[int], geometry: Geometry, findings: Findings
+) -> None:
+    """Say why particles cannot be repaired: no tilt images to tell, or none of the counts fits."""
+    owners = results.particles.columns.get(labels.TOMO_NAME, results.images)
+    unknown = [
+        name for name in dict.fromkeys(owners[row] for row in rows) if name in geometry.unknown
+    ]
+    if unknown:
+        findings.error("result-unchecked", _describe_unknown("repaired", unknown, geometry))
+    misfits = [row for row in rows if owners[row] not in geometry.unknown]
+    if misfits:
+        findings.error(
+            "result-repair",
+            f"{counted(len(misfits), 'particle')} without visible frames that fit their images",
+            file=results.table.path,
+            row=list_first(row + 1 for row in misfits),
+            particle=list_first((results.names[row] for row in misfits), _SHOWN),
+        )
 
 
 def _recompute(row: int, n_slices: int | None, geometry: Geometry) -> Flags | None:
