@@ -127,7 +127,8 @@ ADVICE: dict[str, str] = {
     "extract again.",
     "result-elsewhere": "Verify in the project's directory; the tables of a directory that was "
     "copied or renamed name its former place.",
-    "result-orphan": "Left by another program or a former run; remove them if nothing needs them.",
+    "result-orphan": "Left by another program, a former run or a tomogram that failed; remove "
+    "them if nothing needs them.",
     "result-not-finite": "Look for such pixels in the tilt images, and extract again.",
     "result-constant": "Look at the tilt images and the CTF of these frames.",
     "result-negative": "The file is damaged: extract again.",

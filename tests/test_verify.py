@@ -17,7 +17,9 @@ from project_copy import REFERENCE, ProjectCopy
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.cli import main
+from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import ADVICE, Findings
+from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.io.star import StarTable, read_star, write_star
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.verification.visibility import parse_flags
@@ -134,21 +136,54 @@ def test_run_from_an_optimisation_set(
     assert verify(capsys, "--deep") == (0, {})
 
 
+@pytest.mark.parametrize("words", [[], ["--hdf5"], ["--hdf5", "--no_mrc"]], ids=" ".join)
 def test_continued_run(
-    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
     """One tomogram first, then the others."""
     project("basic_2d")
-    words = [*INPUT, *BOX, "--stack2d"]
+    words = [*INPUT, *BOX, "--stack2d", *words]
     assert main([*words, "--only_tomogram", "TS_03"]) == 0
     assert verify(capsys, "--deep") == (0, {})
     assert main([*words, "--only_do_unfinished"]) == 0
     assert verify(capsys, "--deep") == (0, {})
+    if "--no_mrc" in words:
+        assert main(["unpack", "out"]) == 0
     # a table of one tomogram beside the results of both
     assert main([*words, "--only_do_unfinished", "--only_tomogram", "TS_03"]) == 0
     status, found = verify(capsys)
     assert (status, list(found)) == (0, ["result-orphan"])
     assert "tomograms that are not in the table" in found["result-orphan"]
+
+
+@pytest.mark.parametrize("case", ["basic_2d", "names_without_slash"])
+def test_tomogram_that_failed_half_way(
+    case: str,
+    project: Callable[[str], ProjectCopy],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With --allow_failures its files stay, of which dropped.star tells; others are none of it."""
+    project(case)
+    real = mrc.write_mrc
+    paths: list[Path] = []
+
+    def write(path: Path, *arguments: object, **more: object) -> object:
+        paths.append(path)
+        if len(paths) == 2:
+            raise InputError("a page of the image could not be read")
+        return real(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mrc, "write_mrc", write)
+        assert main([*INPUT, *BOX, "--stack2d", "--allow_failures"]) == 0
+    assert paths[0].exists()
+    status, found = verify(capsys)
+    assert (status, list(found)) == (0, ["result-orphan"])
+    said = f"1 file of tomograms that are not in the table in out: found {paths[0]}"
+    assert said in found["result-orphan"]
+    shutil.copy(paths[0], paths[0].with_name("99_stack2d.mrcs"))
+    assert verify(capsys)[0] == 1
 
 
 def test_tilt_images_are_not_needed(
