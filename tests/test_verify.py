@@ -615,6 +615,72 @@ def test_refined_positions_do_not_matter(
     assert verify(capsys, "--particles", "refined.star") == (0, {})
 
 
+def expand(columns: Columns) -> None:
+    """Repeat the rows as a symmetry expansion does: other angles, the same images."""
+    columns.update({k: np.repeat(v, 2) for k, v in columns.items()})
+    n_rows = len(columns[labels.IMAGE_NAME])
+    columns[labels.ANGLES[0]] = np.array([f"{180 * (i % 2)}" for i in range(n_rows)], object)
+
+
+@pytest.mark.parametrize("kind", ["2d", "3d"])
+def test_symmetry_expanded_set(
+    kind: str, spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of one name and one image are no fault; those of one alone still are."""
+    spoilt(kind)
+    change_table("particles", expand, to="expanded.star")
+    assert verify(capsys, "--particles", "expanded.star", "--deep") == (0, {})
+    others = read_star("expanded.star", Findings())
+    assert others is not None
+    images = others.tables["particles"].columns[labels.IMAGE_NAME]
+    change = set_value(labels.IMAGE_NAME, 1, images[2])
+    change_table("particles", change, path="expanded.star", to="mixed.star")
+    found = verify(capsys, "--particles", "mixed.star")[1]
+    assert {"result-shared", "duplicate-particle"} <= set(found)
+
+
+@pytest.mark.parametrize("words", [["--stack2d"], []], ids=["2D", "3D"])
+def test_symmetry_expanded_set_in_containers(
+    words: list[str], project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There, too."""
+    project("basic_2d")
+    assert main([*INPUT, *BOX, *words, "--hdf5", "--no_mrc"]) == 0
+    change_table("particles", expand, to="expanded.star")
+    assert verify(capsys, "--particles", "expanded.star", "--deep") == (0, {})
+    if words:
+        change_table("particles", swap_rows(FLAGS, 1, 7), path="expanded.star")
+        found = verify(capsys, "--particles", "expanded.star", "--deep")[1]
+        assert "row 2, 8," in found["result-slices"]
+
+
+@pytest.mark.parametrize("words", [["--hdf5"], ["--ctf"]], ids=" ".join)
+def test_joined_sets(
+    words: list[str], project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two jobs, in the directory of one, whose records and options are not the other's."""
+    project("basic_2d")
+    assert main([*INPUT, *BOX, "--only_tomogram", "TS_01", *words]) == 0
+    other = [*INPUT, *BOX, "--only_tomogram", "TS_03", "--float16"]
+    other[other.index("out")] = "other"
+    assert main(other) == 0
+    added = read_star("other/particles.star", Findings())
+    assert added is not None
+
+    def join(columns: Columns) -> None:
+        more = added.tables["particles"].columns
+        columns.update({k: np.concatenate([v, more[k]]) for k, v in columns.items()})
+
+    change_table("particles", join, to="joined.star")
+    assert verify(capsys, "--particles", "joined.star", "--deep") == (0, {})
+    next(Path("other/Subtomograms").rglob("*_data.mrc")).unlink()
+    next(Path("out/.completed").glob("*/*.json")).unlink()
+    status, found = verify(capsys, "--particles", "joined.star")
+    assert (status, set(found)) == (1, {"result-missing", "result-record"})
+    assert "other/" in found["result-missing"]
+    assert "other/" not in found["result-record"]
+
+
 # Repair
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings
-from relion_pseudosubtomo.io.columns import is_absent
+from relion_pseudosubtomo.io.columns import has_columns, is_absent
+from relion_pseudosubtomo.io.names import find_duplicates
 from relion_pseudosubtomo.io.particles import ParticleTable, make_particle_set
 from relion_pseudosubtomo.io.tomograms import read_tomogram_set
 from relion_pseudosubtomo.io.trajectories import read_trajectories
@@ -38,7 +40,8 @@ def read_extracted_sets(
     options : JobOptions
         Of the extraction.
     findings : Findings
-        Gets errors, also for particles without a tomogram, and warnings of the particle set.
+        Gets errors, also for particles without a tomogram, and warnings of the particle set;
+        none for rows of one name and one image, as after a symmetry expansion.
 
     Returns
     -------
@@ -54,6 +57,8 @@ def read_extracted_sets(
     matched = Findings()
     particle_set = make_particle_set(table, tomogram_set, matched)
     for finding in matched:
+        if finding.code == "duplicate-particle" and _are_copies(table):
+            continue
         if finding.code == "unknown-tomogram":
             findings.items.append(replace(finding, code="result-tomogram", severity="error"))
         elif finding.code not in _OF_NO_CONSEQUENCE:
@@ -62,3 +67,12 @@ def read_extracted_sets(
     if tomogram_set is not None and particle_set is not None and not is_absent(trajectories):
         moving = read_trajectories(str(trajectories), particle_set, tomogram_set, findings)
     return tomogram_set, particle_set, moving
+
+
+def _are_copies(table: ParticleTable) -> bool:
+    """Return whether all rows of one name have one image too."""
+    needed = (labels.PARTICLE_NAME, labels.IMAGE_NAME)
+    if not has_columns(table.particles, needed):
+        return False
+    pairs = zip(*(table.particles.columns[label] for label in needed), strict=True)
+    return not find_duplicates([name for name, _ in dict.fromkeys(pairs)])

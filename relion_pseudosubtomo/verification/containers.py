@@ -26,12 +26,15 @@ _SHOWN = 3
 
 def is_packed(results: Results) -> bool:
     """Return whether the images are in containers alone: `unpack` has not been used."""
-    options = results.options
-    return results.is_recorded and options.no_mrc and not os.path.exists(results.images[0])
+    if not (results.is_recorded and results.options.no_mrc):
+        return False
+    return all(map(results.is_inside, results.images)) and not os.path.exists(results.images[0])
 
 
 def check_containers(results: Results, findings: Findings) -> None:
     """Check that the container of each tomogram is there and holds the table's particles.
+
+    Only those whose images are in the directory: of joined sets others may be elsewhere.
 
     Parameters
     ----------
@@ -41,8 +44,9 @@ def check_containers(results: Results, findings: Findings) -> None:
     """
     from relion_pseudosubtomo.io import hdf5  # most directories have none
 
-    names = np.asarray(results.names, dtype=object)
-    tomograms = results.particles.columns[labels.TOMO_NAME]
+    is_inside = np.array([results.is_inside(path) for path in results.images])
+    names = np.asarray(results.names, dtype=object)[is_inside]
+    tomograms = results.particles.columns[labels.TOMO_NAME][is_inside]
     folder = Path(results.request.directory)
     missing = []
     for tomogram in dict.fromkeys(tomograms):
@@ -102,18 +106,22 @@ def inspect_containers(
         Images of each particle; None where they cannot be read.
     """
     files = {(file.row, file.suffix): file for file in list_files(results)}
-    rows = {name: row for row, name in enumerate(results.names)}
+    rows: dict[str, list[int]] = {}  # several of one name after a symmetry expansion
+    for row, name in enumerate(results.names):
+        rows.setdefault(name, []).append(row)
     inspected = []
-    slices: list[int | None] = [None] * len(rows)
+    slices: list[int | None] = [None] * len(results.names)
     for path in sorted(list_containers(results)):
         try:
             for name, suffix, values in _read_particles(results, path):
-                file = files.get((rows.get(name, -1), suffix))
-                if file is None:  # of a particle that another program has left out
+                owners = rows.get(name)
+                if owners is None:  # another program has left it out
                     continue
-                inspected.append((file, inspect_values(values)))
+                if file := files.get((owners[0], suffix)):
+                    inspected.append((file, inspect_values(values)))
                 if suffix == results.options.result_suffixes[0]:
-                    slices[file.row] = len(values)
+                    for row in owners:
+                        slices[row] = len(values)
         except InputError:
             continue  # `check_containers` has told why
         except OSError as error:

@@ -83,7 +83,8 @@ def list_files(results: Results) -> list[ImageFile]:
     for row, path in enumerate(results.images):
         stem, suffix = split_image_name(path)
         files.append(ImageFile(path, row, suffix))
-        for other in sorted(suffixes - {suffix, _WEIGHTS}):
+        own = suffixes if results.is_inside(path) else set()
+        for other in sorted(own - {suffix, _WEIGHTS}):
             files.append(ImageFile(_file_beside(results, stem, other), row, other))
         if has_weights:
             path = stem + _WEIGHTS if weights is None else weights[row]
@@ -195,6 +196,7 @@ def _check_header(
     header = item.header
     if item.faults:
         faults.add("result-format", "not as MRC2014 wants it", file, f"({'; '.join(item.faults)})")
+    modes = modes if results.is_inside(file.path) else _MODES
     if header.mode not in modes:
         wanted = " or ".join(map(str, modes))
         faults.add("result-mode", f"MRC mode is not {wanted}", file, f"({header.mode})")
@@ -231,12 +233,18 @@ def _is_real(results: Results) -> bool:
 
 
 def _check_names(results: Results, files: list[ImageFile], faults: _Faults) -> None:
-    """Check that no two particles have one image, and each has the one of its name."""
+    """Check that no two particles have one image, and each has the one of its name.
+
+    Rows of one name and one image are one particle, as after a symmetry expansion.
+    """
     names = results.particles.columns.get(labels.PARTICLE_NAME)
+    named = range(len(results.images)) if names is None else names
+    particles = list(zip(named, results.images, strict=True))
     owners: dict[str, int] = {}
     for file in files:
         path = os.path.normpath(file.path)
-        if owners.setdefault(path, file.row) != file.row:
+        owner = owners.setdefault(path, file.row)
+        if particles[owner] != particles[file.row]:
             faults.add("result-shared", "image of more than one particle", file)
         if names is None or not file.suffix:
             continue

@@ -32,7 +32,7 @@ def check_records(
     known: dict[str, MrcFile | InputError],
     findings: Findings,
 ) -> list[Record]:
-    """Check that records can be read, cover all files, and tell their sizes.
+    """Check that records can be read, cover all files of the directory, and tell their sizes.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def check_records(
         for name, size in zip(record.files(), record.sizes, strict=False)
     }
     missing, changed = [], []
-    for file in files:
+    for file in filter(lambda file: results.is_inside(file.path), files):
         size, item = recorded.get(os.path.normpath(file.path)), known[file.path]
         if size is None:
             missing.append(file.path)

@@ -113,13 +113,15 @@ class Results:
     @property
     def is_elsewhere(self) -> bool:
         """Whether none of the images that the extraction's own table names are in the directory."""
+        return self.request.is_own_table and not any(map(self.is_inside, self.images))
+
+    def is_inside(self, path: str) -> bool:
+        """Return whether a path leads into the directory: those of joined sets may lead to others.
+
+        Only then the directory's options, completion records and containers tell of it.
+        """
         folder = os.path.join(os.path.normpath(self.request.directory), "")
-        paths = (os.path.normpath(image.split("@")[-1]) for image in self.images)
-        return (
-            self.request.is_own_table
-            and folder != "./"
-            and not any(path.startswith(folder) for path in paths)
-        )
+        return folder == "./" or os.path.normpath(path.split("@")[-1]).startswith(folder)
 
     @property
     def names(self) -> list[str]:
