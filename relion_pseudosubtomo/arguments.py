@@ -176,7 +176,7 @@ _DIRECTORY_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--deep": _flag("read all values: finite, not constant, weights not negative"),
         "--repair": _flag("write DIR/particles_repaired.star, rlnTomoVisibleFrames computed anew"),
     },
-    "unpack": {},
+    "unpack": {"--ignore_disk_space": _flag("start even if the disk seems too full")},
     "report": {
         "--tomograms": _number(
             int, None, "show pictures of so many tomograms at most (30)", dest="n_shown"

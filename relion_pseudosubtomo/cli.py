@@ -106,7 +106,7 @@ def _run_verify(words: list[str]) -> int:
 def _run_unpack(words: list[str]) -> int:
     from relion_pseudosubtomo.unpack import unpack
 
-    return unpack(build_directory_parser("unpack").parse(words)["directory"])
+    return unpack(**build_directory_parser("unpack").parse(words))
 
 
 def _run_report(words: list[str]) -> int:

@@ -103,6 +103,8 @@ ADVICE: dict[str, str] = {
     "result-missing": "Extract these particles again with --only_do_unfinished, or verify where "
     "the job was started.",
     "result-unreadable": "Extract these particles again with --only_do_unfinished.",
+    "result-unpacked": "Run relion_pseudosubtomo unpack again: it makes all files of a job with "
+    "--no_mrc anew.",
     "result-format": "RELION reads such files, other programs may not; this one writes none.",
     "result-size": "The image file is not from this extraction: extract again.",
     "result-mode": "The image file is not from this extraction: extract again.",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 
 from relion_pseudosubtomo import labels, merge
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.findings import Findings, counted, format_findings
+from relion_pseudosubtomo.findings import Findings, bytes_text, counted, format_findings
 from relion_pseudosubtomo.io import hdf5, mrc, particles
 from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.containers import JOINED
@@ -25,7 +27,7 @@ from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
 
 
-def unpack(directory: str) -> int:
+def unpack(directory: str, *, ignore_disk_space: bool = False) -> int:
     """Write what an extraction without `--no_mrc` would have written; return the exit status.
 
     Parameters
@@ -33,11 +35,13 @@ def unpack(directory: str) -> int:
     directory : str
         Output directory of an extraction with `--hdf5`, as it is called from the project's
         directory; it may have another name now.
+    ignore_disk_space : bool
+        Whether to begin also where the file system has less free than will be written.
 
     Raises
     ------
     PseudoSubtomoError
-        Where a container is missing or damaged, or a file cannot be written.
+        Where a container is missing or damaged, there is no room, or a file cannot be written.
     """
     if not (path := Path(directory, JOINED)).exists():
         raise InputError(f"{path} is missing: expected the directory of an extraction with --hdf5")
@@ -45,8 +49,9 @@ def unpack(directory: str) -> int:
         entries = _read_entries(directory)
         directory = name_as_recorded(directory, entries.particles)
         containers = hdf5.read_text(joined["containers"])
-        for name in containers:  # before anything is written
-            hdf5.open_container(Path(directory, name)).close()
+        needed = sum(_count_bytes(directory, name) for name in containers)  # opens all of them
+        if not ignore_disk_space:
+            _check_space(directory, needed)
         general = {label: text[0] for label, text in hdf5.read_table(joined["general"]).items()}
         optics = hdf5.read_table(joined["optics"])
         rows = _name_images(
@@ -71,6 +76,27 @@ def _name_images(directory: str, table: Columns, stems: np.ndarray, suffix: str)
         if label in table:
             table[label] = merge.text_column(paths, "{}" + ending)
     return table
+
+
+def _count_bytes(directory: str, container: str) -> int:
+    """Return how many bytes the MRC files of one tomogram take more than those that are there."""
+    with hdf5.open_container(Path(directory, container)) as file:
+        suffixes = hdf5.list_suffixes(file)
+        n_bytes = hdf5.count_unpacked_bytes(file)
+        for stem in hdf5.read_text(file["stems"]):
+            for suffix in suffixes:
+                with contextlib.suppress(OSError):
+                    n_bytes -= os.path.getsize(os.path.join(directory, stem + suffix))
+    return n_bytes
+
+
+def _check_space(directory: str, n_bytes: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if n_bytes > free:
+        raise InputError(
+            f"Disk space in {directory}: expected {bytes_text(n_bytes)} free for the MRC files, "
+            f"found {bytes_text(free)}. Make room, or start with --ignore_disk_space."
+        )
 
 
 def _write_images(directory: str, container: str) -> int:

@@ -720,6 +720,60 @@ def test_unpacking_by_another_path(
     assert main(["verify", place]) == 0
 
 
+@pytest.mark.parametrize("packed", WAYS)
+def test_unpacking_into_a_full_disk(
+    case: ProjectCopy,
+    packed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Refused before anything is written; files that are there already need no more room."""
+    assert main([*WORDS, *packed, "--ctf"]) == 0
+    assert main(["unpack", "out"]) == 0
+    files = sorted(Path("out").rglob("*.mrc"))
+    sizes = [path.stat().st_size for path in files]
+    for path in files[1:]:
+        path.unlink()
+    usage = SimpleNamespace(free=sum(sizes[1:]) - 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    capsys.readouterr()
+    assert main(["unpack", "out"]) == 1
+    said = f"Disk space in out: expected {sum(sizes[1:]) / 1e3:.2f} kB free for the MRC files, "
+    assert said in capsys.readouterr().err
+    assert list(Path("out").rglob("*.mrc")) == files[:1]
+    assert main(["unpack", "out", "--ignore_disk_space"]) == 0
+    usage.free = 0
+    assert main(["unpack", "out"]) == 0
+
+
+@pytest.mark.parametrize("left", [0, -2], ids=["first", "last"])
+def test_interrupted_unpacking(
+    left: int, case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files that are missing, or cut short, are to be unpacked again, whichever those are."""
+    assert main([*WORDS, *PACKED]) == 0
+    assert main(["verify", "out"]) == 0
+    assert main(["unpack", "out"]) == 0
+    files = sorted(Path("out").rglob("*.mrc"))
+    kept = files.pop(left)
+    assert kept.name.endswith("_data.mrc")
+    for path in files:
+        path.unlink()
+    capsys.readouterr()
+    assert main(["verify", "out"]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith("error [result-unpacked] image file missing in out/particles.star, ")
+    assert f"expected {files[0]}, " in said
+    assert "Run relion_pseudosubtomo unpack again" in said
+    assert "--only_do_unfinished" not in said
+    assert main(["unpack", "out"]) == 0
+    assert main(["verify", "out"]) == 0
+    os.truncate(kept, 2000)
+    capsys.readouterr()
+    assert main(["verify", "out"]) == 1
+    assert "error [result-unpacked] image file not readable" in capsys.readouterr().out
+
+
 def test_what_is_wrong_is_said(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
     """A container that is missing, damaged or of another layout; a directory without any."""
     assert main(["unpack", "nowhere"]) == 1

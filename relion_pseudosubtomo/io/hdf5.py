@@ -24,7 +24,7 @@ from relion_pseudosubtomo.io.compression import ChunkRun, Compressor
 from relion_pseudosubtomo.io.container_content import Content, Tables
 from relion_pseudosubtomo.io.containers import DATASETS, IN_FOURIER_SPACE, Slots, UnfinishedFile
 from relion_pseudosubtomo.io.fingerprint import describe_options
-from relion_pseudosubtomo.io.mrc import StoredValues
+from relion_pseudosubtomo.io.mrc import HEADER_BYTES, StoredValues
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import LARGEST_CHUNK
 
@@ -430,6 +430,13 @@ def read_values(file: h5py.File, suffix: str, row: int) -> NDArray[np.floating]:
 def list_suffixes(file: h5py.File) -> list[str]:
     """Return the suffixes of the MRC files that a container stands for."""
     return [item.attrs["suffix"] for item in file.values() if "suffix" in item.attrs]
+
+
+def count_unpacked_bytes(file: h5py.File) -> int:
+    """Return the bytes of the MRC files that a container stands for."""
+    images = [file[DATASETS[suffix]] for suffix in list_suffixes(file)]
+    n_files = len(images) * len(file["stems"])
+    return n_files * HEADER_BYTES + sum(item.size * item.dtype.itemsize for item in images)
 
 
 def iterate_files(file: h5py.File) -> Iterator[tuple[str, str, StoredValues, float]]:

@@ -15,7 +15,7 @@ from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.containers import JOINED, container_name
 from relion_pseudosubtomo.io.mrc_validation import DataFaults, inspect_values
-from relion_pseudosubtomo.verification.images import ImageFile, list_files
+from relion_pseudosubtomo.verification.images import ImageFile, in_threads, list_files
 from relion_pseudosubtomo.verification.results import Results
 
 if TYPE_CHECKING:
@@ -25,10 +25,12 @@ _SHOWN = 3
 
 
 def is_packed(results: Results) -> bool:
-    """Return whether the images are in containers alone: `unpack` has not been used."""
+    """Return whether the images are in containers alone: `unpack` has not been begun."""
     if not (results.is_recorded and results.options.no_mrc):
         return False
-    return all(map(results.is_inside, results.images)) and not os.path.exists(results.images[0])
+    if not all(map(results.is_inside, results.images)):
+        return False
+    return not any(in_threads(os.path.exists, results.images).values())
 
 
 def check_containers(results: Results, findings: Findings) -> None:

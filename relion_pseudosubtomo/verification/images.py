@@ -38,6 +38,7 @@ SUFFIXES = {
     WITHOUT_CTF: False,
 }
 _WEIGHTS = "_weights.mrc"
+_MISSING = "image file missing"
 
 #: Relative difference of pixel sizes that is rounding.
 _PIXEL_SIZE_TOLERANCE = 1e-3
@@ -136,7 +137,7 @@ class _Faults:
                 "table": self.results.particles.name,
                 "row": list_first(row + 1 for row in rows),
                 "particle": list_first((self.results.names[row] for row in rows), _SHOWN),
-                "expected" if code == "result-missing" else "found": shown,
+                "expected" if what == _MISSING else "found": shown,
             }
             if (severities or {}).get(code) == "warning":
                 findings.warning(code, what, **place)
@@ -154,8 +155,8 @@ def check_files(
     results : Results
     files : list of ImageFile
     findings : Findings
-        Gets `result-missing`, `result-unreadable`, `result-format`, `result-size`, `result-mode`,
-        `result-pixel-size`, `result-shared` and `result-name`.
+        Gets `result-missing`, `result-unreadable`, `result-unpacked`, `result-format`,
+        `result-size`, `result-mode`, `result-pixel-size`, `result-shared` and `result-name`.
 
     Returns
     -------
@@ -170,10 +171,13 @@ def check_files(
         item = known[file.path]
         if isinstance(item, InputError):
             is_missing = isinstance(item.__cause__, FileNotFoundError)
+            code = "result-missing" if is_missing else "result-unreadable"
+            if results.options.no_mrc and results.is_inside(file.path):
+                code = "result-unpacked"  # an extraction that continues makes containers alone
             if is_missing:
-                faults.add("result-missing", "image file missing", file)
+                faults.add(code, _MISSING, file)
             else:
-                faults.add("result-unreadable", "image file not readable", file, f"({item})")
+                faults.add(code, "image file not readable", file, f"({item})")
         else:
             _check_header(results, file, item, modes, faults)
     not_ours = {"result-format": "warning"} if not results.is_recorded else {}
