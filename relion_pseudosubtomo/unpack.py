@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,16 @@ from relion_pseudosubtomo.io.optimisation_set import (
     resolve,
     write_optimisation_set,
 )
+from relion_pseudosubtomo.io.star import StarTable, read_star, write_star
 from relion_pseudosubtomo.model import OptimisationSet
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
+
+#: STAR files that may be there beside those that are written anew -> their columns of paths.
+_OTHERS = {
+    "average_fsc.star": labels.UNFILTERED_HALVES,
+    "particles_for_class2d.star": (labels.IMAGE_NAME,),
+}
 
 
 def unpack(directory: str, *, ignore_disk_space: bool = False) -> int:
@@ -134,8 +142,30 @@ def _point_to(directory: str, entries: OptimisationSet) -> None:
     path = os.path.join(directory, OPTIMISATION_SET)
     options = JobOptions(directory, 2, 2)
     former = os.path.dirname(entries.particles)
+    _move_paths(directory, former)
     trajectories = entries.trajectories
     if trajectories == os.path.join(former, "motion.star"):
         trajectories = merge.output_path(options, "motion.star")
     own = merge.output_path(options, "particles.star")
     write_optimisation_set(path, replace(entries, particles=own, trajectories=trajectories))
+
+
+def _move_paths(directory: str, former: str) -> None:
+    """Let tables that are not written anew name this directory in place of the former one."""
+    own = merge.output_path(JobOptions(directory, 2, 2), "")
+    if own == f"{former}/":
+        return
+    begin = re.compile(rf"^(\d+@)?{re.escape(former)}/")
+    for name, wanted in _OTHERS.items():
+        path = os.path.join(directory, name)
+        star = read_star(path, Findings())
+        if star is None:
+            continue
+        tables = []
+        for table in star.tables.values():
+            columns = dict(table.columns)
+            for label in columns.keys() & set(wanted):
+                moved = [begin.sub(lambda m: f"{m[1] or ''}{own}", text) for text in columns[label]]
+                columns[label] = merge.text_column(moved)
+            tables.append(StarTable(table.name, columns, table.is_list))
+        write_star(path, tables)

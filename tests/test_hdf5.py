@@ -702,6 +702,34 @@ def test_unpacking_where_the_directory_has_moved(case: ProjectCopy) -> None:
     assert "elsewhere/job/particles.star" in Path("elsewhere/job/optimisation_set.star").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "table", "value"),
+    [
+        ("basic_3d", ["--average"], "average_fsc.star", "{}/average_half2.mrc"),
+        ("real_subtomo", ["--real_subtomo"], "particles_for_class2d.star", "@{}/Subtomograms/"),
+    ],
+    ids=["average", "2D classes"],
+)
+def test_unpacking_moves_all_tables(
+    name: str,
+    words: list[str],
+    table: str,
+    value: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of averages and for 2D classification as well, and nothing else of them."""
+    start_in(tmp_path, name, monkeypatch)
+    assert main([*WORDS, *words, *PACKED]) == 0
+    before = Path("out", table).read_text()
+    assert main(["unpack", "out"]) == 0
+    assert Path("out", table).read_text() == before
+    shutil.move("out", "moved")
+    assert main(["unpack", "moved"]) == 0
+    assert value.format("moved") in Path("moved", table).read_text()
+    assert Path("moved", table).read_text().split() == before.replace("out/", "moved/").split()
+
+
 def test_unpacking_by_another_path(
     case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
