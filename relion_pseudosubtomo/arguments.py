@@ -53,7 +53,7 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "--i": _file("optimisation_set", "optimisation set"),
         "--p": _file("particles", "particle set (overrides --i)"),
         "--t": _file("tomograms", "tomogram set (overrides --i)"),
-        "--mot": _file("trajectories", "trajectory set (overrides --i)"),
+        "--mot": _file("trajectories", "trajectory set (overrides --i); None: use none"),
         "--o": {
             "dest": "output",
             "metavar": "DIR",
@@ -171,7 +171,7 @@ _DIRECTORY_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
             "particles", "verify this particle set, as another program left it (DIR's own)"
         ),
         "--t": _file("tomograms", "tomogram set (that of DIR/optimisation_set.star)"),
-        "--mot": _file("trajectories", "trajectory set (the same)"),
+        "--mot": _file("trajectories", "trajectory set (the same); None: use none"),
         "--max_dose": _number(float, None, "that of the extraction, for RELION's directories"),
         "--deep": _flag("read all values: finite, not constant, weights not negative"),
         "--repair": _flag("write DIR/particles_repaired.star, rlnTomoVisibleFrames computed anew"),

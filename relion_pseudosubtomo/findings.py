@@ -93,9 +93,9 @@ ADVICE: dict[str, str] = {
     "dialect-name": "Rename, or leave out this --for.",
     "sum-pixel-size": "Add up the tomograms of each pixel size by themselves.",
     # Trajectories
-    "trajectory-missing": "Use the trajectory set of these particles, or none.",
+    "trajectory-missing": "Use the trajectory set of these particles, or none: --mot None.",
     "trajectory-renamed": "Give the sets names of their own before they are joined, or use no "
-    "trajectories.",
+    "trajectories: --mot None.",
     "trajectory-frames": "Use the trajectory set made with these tilt series.",
     "trajectory-order": "Trajectories of very old files fit only the particle set they came with.",
     # Results (verify)

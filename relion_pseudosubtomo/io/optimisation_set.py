@@ -54,6 +54,9 @@ def read_optimisation_set(path: str, findings: Findings) -> dict[str, str] | Non
 def resolve(options: JobOptions, findings: Findings) -> OptimisationSet | None:
     """Return the files of a job: the optimisation set's, overridden by --p, --t and --mot.
 
+    As in RELION an empty option is none. `--mot None` leaves the set's trajectories out, as None
+    does in an optimisation set; particles and tomograms cannot be left out.
+
     Parameters
     ----------
     options : JobOptions
@@ -74,7 +77,8 @@ def resolve(options: JobOptions, findings: Findings) -> OptimisationSet | None:
         return None
     files: list[str | None] = []
     for label, option in zip(_NAMED, given, strict=True):
-        text = option if not is_absent(option) else (entries or {}).get(label)
+        is_off = option == "None" and label == labels.TRAJECTORIES_FILE
+        text = (entries or {}).get(label) if is_absent(option) and not is_off else option
         files.append(None if is_absent(text) else text)
     particles, tomograms, trajectories = files
     for name, option, file in (("particles", "--p", particles), ("tomograms", "--t", tomograms)):

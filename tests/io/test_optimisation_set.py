@@ -65,6 +65,14 @@ def test_options_win(tmp_path):
     assert (files.particles, files.tomograms, files.trajectories) == ("x.star", "t.star", "y.star")
 
 
+@pytest.mark.parametrize(("word", "expected"), [("None", None), ("", "m.star")])
+def test_no_trajectories(tmp_path, word, expected):
+    """None leaves out what may be left out; an empty option is none, as in RELION."""
+    files, findings = resolve_text(tmp_path, LIST, particles=word, trajectories=word)
+    assert (files.particles, files.trajectories) == ("p.star", expected)
+    assert not findings.items
+
+
 def test_options_alone(findings):
     options = JobOptions("out", 32, 32, particles="x.star", tomograms="y.star")
     assert resolve(options, findings) == OptimisationSet("x.star", "y.star", None, {})
