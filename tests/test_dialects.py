@@ -187,18 +187,20 @@ def test_own_images_only_where_they_are_needed() -> None:
 # What the input must be like
 
 
-def check_model(tomogram: Tomogram, position: tuple[float, ...]) -> dict[str, str]:
+def check_model(
+    tomogram: Tomogram, position: tuple[float, ...], name: str = "TS_01/1"
+) -> dict[str, str]:
     """Return code -> severity of what the dialects say of one particle."""
     given = make_options(stack2d=True, dialects=("tomodrgn", "cryodrgn"))
     tomogram_set, findings = make_tomogram_set(tomogram), Findings()
-    plan = make_plan(given, tomogram_set, make_particle_set([position]), None)
+    plan = make_plan(given, tomogram_set, make_particle_set([position], names=[name]), None)
     assert plan.tasks
     dialects.check_dialects(given, tomogram_set, plan, findings)
     return {finding.code: finding.severity for finding in findings}
 
 
 def test_what_a_dialect_cannot_express() -> None:
-    """Scaled or mirrored projections, negative coordinates, names with spaces."""
+    """Scaled or mirrored projections, negative coordinates, names with spaces or @."""
     centre, plain = (100.0, 90.0, 30.0), make_tomogram()
     assert check_model(plain, centre) == {}
     for factors in ((1.01, 1.01, 1.01), (1.0, 1.0, -1.0)):
@@ -208,6 +210,7 @@ def test_what_a_dialect_cannot_express() -> None:
         assert check_model(changed, centre) == {"dialect-rotation": "error"}
     assert check_model(plain, (100.0, 90.0, -1.0)) == {"dialect-coordinates": "error"}
     assert check_model(make_tomogram("TS 01"), centre) == {"dialect-name": "error"}
+    assert check_model(plain, centre, "TS_01/1@2") == {"dialect-name": "error"}
 
 
 def test_negative_coordinates_are_left_out_of_tomodrgn(

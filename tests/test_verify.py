@@ -218,6 +218,19 @@ def test_output_of_relion(
         assert (status, codes) == (0, ["warning [result-format]"]), output
 
 
+def test_names_with_at(
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only digits before it are the number of an image in a stack."""
+    path = project("basic_2d").path
+    for file in path.rglob("*.star"):
+        text = file.read_text().replace("TS_0", "TS@").replace("plain/TS@", "plain/TS_0")
+        file.with_name(file.name.replace("TS_0", "TS@")).write_text(text)
+    assert main([*INPUT, *BOX, "--stack2d"]) == 0
+    assert Path(STACK.replace("TS_0", "TS@")).exists()
+    assert verify(capsys, "--deep") == (0, {})
+
+
 # Damage
 
 

@@ -40,7 +40,7 @@ DIALECTS = {
     tomodrgn.NAME: Dialect(
         tomodrgn.write, (check_rotations, tomodrgn.check_coordinates, tomodrgn.check_names)
     ),
-    cryodrgn.NAME: Dialect(cryodrgn.write, (check_rotations,)),
+    cryodrgn.NAME: Dialect(cryodrgn.write, (check_rotations, cryodrgn.check_names)),
 }
 
 

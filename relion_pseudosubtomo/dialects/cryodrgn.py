@@ -18,13 +18,15 @@ from relion_pseudosubtomo.dialects.tables import (
     write_project_set,
     xyz_columns,
 )
+from relion_pseudosubtomo.findings import Findings, list_first
 from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.particles import write_particle_file
 from relion_pseudosubtomo.io.star import StarTable, write_star
 from relion_pseudosubtomo.merge import output_path, text_column
-from relion_pseudosubtomo.model import Tomogram
+from relion_pseudosubtomo.model import Tomogram, TomogramSet
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import WITHOUT_CTF, JobOptions, particle_file
+from relion_pseudosubtomo.plan import Plan
 from relion_pseudosubtomo.positions import image_names
 
 NAME = "cryodrgn"
@@ -50,6 +52,21 @@ def write(tables: StandardTables) -> None:
     )
     write_star(folder / TOMOGRAMS, [StarTable("global", columns)])
     write_project_set(tables, NAME)
+
+
+def check_names(
+    options: JobOptions, tomogram_set: TomogramSet, plan: Plan, findings: Findings
+) -> None:
+    """Add an error for names with @: it calls images n@path, and splits that at each."""
+    split = [stem for task in plan.tasks for stem in task.stems if "@" in stem]
+    if split:
+        findings.error(
+            "dialect-name",
+            f"names of images for --for {NAME}",
+            file=tomogram_set.path,
+            expected="no @",
+            found=list_first((repr(stem) for stem in split), 3),
+        )
 
 
 def _tilt_file(tomogram: Tomogram) -> str:

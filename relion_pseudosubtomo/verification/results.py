@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -121,7 +122,9 @@ class Results:
         Only then the directory's options, completion records and containers tell of it.
         """
         folder = os.path.join(os.path.normpath(self.request.directory), "")
-        return folder == "./" or os.path.normpath(path.split("@")[-1]).startswith(folder)
+        # as RELION, which takes digits before the first @ for the number of an image in a stack
+        name = os.path.normpath(re.sub(r"^\d+@", "", path))
+        return folder == "./" or name.startswith(folder)
 
     @property
     def names(self) -> list[str]:
