@@ -81,7 +81,6 @@ class OutputDirectory:
         self._obsolete: list[Record] = []
         self._staying: list[Record] = []  # of tomograms that are not done now
         self._tasks: tuple[Task, ...] = ()
-        self._unwanted_containers: list[str] = []
 
     def examine(
         self, tomogram_set: TomogramSet, tasks: tuple[Task, ...], fingerprints: dict[int, str]
@@ -98,7 +97,6 @@ class OutputDirectory:
         """
         by_name = {tomogram_set.tomograms[task.tomogram].name: task for task in tasks}
         self._tasks = tasks
-        self._find_unwanted_containers({*by_name, *tomogram_set.failed})
         records = sorted(self.records.read_all(), key=_whole_first)
         if self._options.overwrite:
             for record in records:
@@ -109,11 +107,8 @@ class OutputDirectory:
         trusted = self._find_trusted(records, by_name, fingerprints)
         for record, is_trusted in zip(records, trusted, strict=True):
             task = by_name.get(record.tomogram)
-            if task is None:
-                # left out of this run, or its images cannot be read now: its results stay good
-                is_away = record.tomogram in tomogram_set.failed
-                stays = is_away or not self._is_chosen(record.tomogram)
-                (self._staying if stays else self._obsolete).append(record)
+            if task is None:  # left out of this run: what was done of it stays good
+                self._staying.append(record)
             elif not is_trusted:
                 self._obsolete.append(record)
                 n_stale += 1
@@ -135,16 +130,6 @@ class OutputDirectory:
     def _is_chosen(self, tomogram: str) -> bool:
         """Return whether a tomogram is one that this run may do; results of others stay."""
         return self._options.only_tomogram in (None, tomogram)
-
-    def _find_unwanted_containers(self, wanted: set[str]) -> None:
-        """Note the containers of chosen tomograms that this run will not have."""
-        options = self._options
-        keeps = options.hdf5 and not options.overwrite
-        self._unwanted_containers = [
-            name
-            for name in self.containers.tomograms()
-            if self._is_chosen(name) and not (keeps and name in wanted)
-        ]
 
     def _leave_out_packed(
         self, by_name: dict[str, Task], completed: Completed, kept: list[Record]
@@ -169,8 +154,9 @@ class OutputDirectory:
         if writes_records(self._options):
             self.records.write_job(describe_options(self._options))
         self._remove_obsolete()
-        for tomogram in self._unwanted_containers:
-            self.containers.remove(tomogram)
+        if self._options.overwrite or not self._options.hdf5:
+            for tomogram in filter(self._is_chosen, self.containers.tomograms()):
+                self.containers.remove(tomogram)
         if self._options.overwrite:
             ReportStore(self._path).remove(self._options.only_tomogram)
         self.remove_temporary_files()

@@ -259,20 +259,21 @@ def test_files_of_others_are_not_removed_with_those_of_one(case: ProjectCopy) ->
     assert n_done_before() == 2
 
 
-@pytest.mark.parametrize("leaves", ["particle", "tomogram", "tomogram set"])
-def test_what_left_the_input_leaves_the_output(case: ProjectCopy, leaves: str) -> None:
-    """Its files go with its record, as if it had never been there; unknown files stay."""
+def leave_out(name: str, rows: slice) -> None:
+    """Remove rows of TS_03 from a file."""
+    lines = Path(name).read_text().split("\n")
+    gone = [row for row, line in enumerate(lines) if line.startswith("TS_03")][rows]
+    Path(name).write_text("\n".join(line for row, line in enumerate(lines) if row not in gone))
+
+
+def test_what_left_a_tomogram_leaves_the_output(case: ProjectCopy) -> None:
+    """Its files go, as if they had never been there; unknown files stay."""
     assert main(WORDS) == 0
     mine = Path("out/Subtomograms/TS_03/mine.mrc")
     mine.write_text("keep")
-    name = "tomograms.star" if leaves == "tomogram set" else "particles.star"
-    lines = Path(name).read_text().split("\n")
-    rows = [row for row, line in enumerate(lines) if line.startswith("TS_03")]
-    gone = rows if leaves != "particle" else rows[1:2]
-    Path(name).write_text("\n".join(line for row, line in enumerate(lines) if row not in gone))
-    # with one tomogram alone, results of others are nothing that left
+    leave_out("particles.star", slice(1, 2))
     assert main([*CONTINUE, "--only_tomogram", "TS_01"]) == 0
-    assert len(list(mine.parent.glob("*_data.mrc"))) == 2
+    assert len(list(mine.parent.glob("*_data.mrc"))) == 3
     assert main(CONTINUE) == 0
     assert n_done_before() == 2
     assert mine.read_text() == "keep"
@@ -281,6 +282,21 @@ def test_what_left_the_input_leaves_the_output(case: ProjectCopy, leaves: str) -
     shutil.rmtree("out")
     assert main(WORDS) == 0
     assert contents() == continued
+
+
+@pytest.mark.parametrize("name", ["particles.star", "tomograms.star"])
+def test_a_tomogram_that_left_the_input_keeps_its_results(case: ProjectCopy, name: str) -> None:
+    """A smaller set costs nothing: with the larger one again, all is there."""
+    assert main(WORDS) == 0
+    text, whole = Path(name).read_text(), contents()
+    leave_out(name, slice(None))
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 2
+    assert main(["verify", "out/"]) == 0
+    Path(name).write_text(text)
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 5
+    assert contents() == whole
 
 
 def test_files_of_a_half_overwritten_run(
