@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -46,7 +48,10 @@ class PipelineControl:
         now = time.monotonic()
         if now - self._last_look >= LOOK_INTERVAL:
             self._last_look = now
-            self._aborted = (self._directory / ABORT_NOW).exists()
+            # a network file system may go on answering that a file is missing which it was asked
+            # for before; a listing of the folder is asked for anew
+            with contextlib.suppress(OSError):  # no folder yet
+                self._aborted = ABORT_NOW in os.listdir(self._directory)
         return self._aborted
 
     def finish(self, outcome: str) -> None:

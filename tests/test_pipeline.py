@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,16 +92,41 @@ def test_an_abort_file_is_seen_within_seconds(
     assert control.abort_wanted()
 
 
+def test_an_abort_file_is_seen_behind_a_cached_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS says for a minute that a file is missing which was not there before; a listing shows it.
+
+    A folder that is missing is no reason to stop.
+    """
+    monkeypatch.setattr(pipeline, "LOOK_INTERVAL", 0.0)
+    stat = os.stat
+
+    def stat_from_cache(path: Any, *rest: Any, **more: Any) -> os.stat_result:
+        if os.fspath(path).endswith(ABORT_NOW):
+            raise FileNotFoundError(path)
+        return stat(path, *rest, **more)
+
+    monkeypatch.setattr(os, "stat", stat_from_cache)
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    control = PipelineControl(str(tmp_path / "job007"))
+    assert not control.abort_wanted()
+    (tmp_path / "job007").mkdir()
+    assert not control.abort_wanted()
+    (tmp_path / "job007" / ABORT_NOW).touch()
+    assert control.abort_wanted()
+
+
 def test_an_abort_file_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads ask before every particle: the file system is asked once a second."""
     looks = []
-    exists = Path.exists
+    listdir = os.listdir
 
-    def count(self: Path) -> bool:
-        looks.append(self)
-        return exists(self)
+    def count(path: Path) -> list[str]:
+        looks.append(path)
+        return listdir(path)
 
-    monkeypatch.setattr(Path, "exists", count)
+    monkeypatch.setattr(os, "listdir", count)
     monkeypatch.setattr(pipeline.time, "monotonic", lambda: 100.0)
     control = PipelineControl(str(tmp_path))
     for _ in range(1000):
