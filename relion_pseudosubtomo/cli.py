@@ -22,7 +22,7 @@ from relion_pseudosubtomo.arguments import (  # noqa: E402
     nearest,
     parse_options,
 )
-from relion_pseudosubtomo.errors import PseudoSubtomoError, UsageError  # noqa: E402
+from relion_pseudosubtomo.errors import LockedError, PseudoSubtomoError, UsageError  # noqa: E402
 
 if TYPE_CHECKING:
     from relion_pseudosubtomo.extraction import Start
@@ -226,6 +226,8 @@ def _run_here(options: JobOptions, start: Start, pool: Pool) -> int:
         start.control.start()
         status = run_job(options, start, pool)
     except (PseudoSubtomoError, OSError, UnicodeEncodeError) as error:
+        if isinstance(error, LockedError):
+            start.control.leave_to_holder(options.output)
         logger.error("%s", _describe(error), exc_info=options.debug)
     except KeyboardInterrupt:
         logger.error("Interrupted: what was finished stays, no particles.star was written.")

@@ -17,6 +17,10 @@ class InputError(PseudoSubtomoError):
     """The input cannot be used; the message lists what was found."""
 
 
+class LockedError(InputError):
+    """Another job writes to the output directory."""
+
+
 def reading_error(message: str, error: OSError) -> PseudoSubtomoError:
     """Return the error of a file that cannot be read: the input's, but where the machine fails."""
     is_machine = error.errno in _MACHINE_ERRORS

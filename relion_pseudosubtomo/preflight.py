@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from relion_pseudosubtomo.dialects import check_dialects
-from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.errors import InputError, LockedError
 from relion_pseudosubtomo.findings import Findings, format_findings, list_first
 from relion_pseudosubtomo.io.containers import CONTAINER_SUFFIX, container_name
 from relion_pseudosubtomo.io.fingerprint import FLAGS, describe_options
@@ -107,11 +107,14 @@ def read_and_check(options: JobOptions) -> tuple[JobInput, Plan]:
     Raises
     ------
     InputError
-        Where there is an error; the message lists everything that was found.
+        Where there is an error; the message lists everything that was found. A LockedError where
+        another job writes to the output directory.
     """
     findings, job, plan = check_job(options)
     if findings.errors or job is None or plan is None:
-        raise InputError("the input cannot be used\n" + format_findings(findings))
+        is_locked = any(finding.code == "output-locked" for finding in findings.errors)
+        kind = LockedError if is_locked else InputError
+        raise kind("the input cannot be used\n" + format_findings(findings))
     return job, plan
 
 

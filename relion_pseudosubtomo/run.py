@@ -89,6 +89,7 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
     summary.failures.update(job.tomogram_set.failed)
     make_folder(Path(options.output))
     with DirectoryLock(options.output, job=f"{pool.size} ranks"):
+        start.control.take_over()
         check_unchanged(options)
         run = Extraction(options, job, plan, summary, OutputDirectory(options))
         run.extract(pool, start)

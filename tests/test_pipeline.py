@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from project_copy import ProjectCopy
 
-from relion_pseudosubtomo import pipeline
+from relion_pseudosubtomo import pipeline, preflight
 from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.io.lock import DirectoryLock
 from relion_pseudosubtomo.pipeline import (
     ABORT_NOW,
     ABORTED,
@@ -21,6 +23,8 @@ from relion_pseudosubtomo.pipeline import (
 )
 
 EXIT_FILES = {SUCCESS, FAILURE, ABORTED}
+SECOND_START = ["--p", "particles.star", "--t", "tomograms.star", "--b", "64", "--crop", "32"]
+SECOND_START += ["--bin", "2", "--stack2d", "--o", "out/", "--pipeline_control", "out/"]
 
 
 def exit_files(folder: Path) -> set[str]:
@@ -231,3 +235,64 @@ def test_a_usage_error_ends_the_job_too(words: list[str], tmp_path: Path) -> Non
     line = ["--b", "64", "--o", str(tmp_path), "--pipeline_control", str(tmp_path), *words]
     assert main(line) == 2
     assert exit_files(tmp_path) == {FAILURE}
+
+
+# A second start while the job is running
+
+
+@pytest.fixture
+def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Start in a small project; yield a directory in which a job is running that is to abort."""
+    monkeypatch.chdir(ProjectCopy(tmp_path, "basic_2d").path)
+    folder = Path("out")
+    folder.mkdir()
+    with DirectoryLock("out", job="the first start"):
+        (folder / ABORT_NOW).touch()
+        yield folder
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [([], 1), (["--bin", "0.5"], 1), (["--stack_2d"], 2), (["--dry_run"], 0)],
+    ids=["refused", "refused with bad input", "wrong command line", "dry run"],
+)
+def test_a_second_start_leaves_the_files_of_the_first(
+    words: list[str], status: int, running: Path
+) -> None:
+    """What the interface asks the running job stays, and it is not said to have failed."""
+    assert main([*SECOND_START, *words]) == status
+    assert (running / ABORT_NOW).exists()
+    assert exit_files(running) == set()
+
+
+def test_a_job_that_loses_the_race_for_the_lock_leaves_the_files(
+    running: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one was not there yet when this one began, or when its input was checked."""
+    monkeypatch.setattr(pipeline, "find_holder", lambda directory: "")
+    assert main(SECOND_START) == 1
+    assert exit_files(running) == set()
+    monkeypatch.setattr(preflight, "find_holder", lambda directory: "")
+    assert main(SECOND_START) == 1
+    assert exit_files(running) == set()
+
+
+def test_a_refused_job_with_a_directory_of_its_own_has_failed(running: Path) -> None:
+    """Only the output directory is the other one's."""
+    assert main([*SECOND_START[:-1], "job/"]) == 1
+    assert exit_files(Path("job")) == {FAILURE}
+    assert exit_files(running) == set()
+
+
+def test_the_files_are_taken_over_with_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other job has ended since this one began."""
+    monkeypatch.chdir(ProjectCopy(tmp_path, "basic_2d").path)
+    Path("out").mkdir()
+    for name in (SUCCESS, ABORT_NOW):
+        Path("out", name).touch()
+    monkeypatch.setattr(pipeline, "find_holder", lambda directory: "the first start")
+    assert main([*SECOND_START, "--j", "1"]) == 0
+    assert exit_files(Path("out")) == {SUCCESS}
+    assert not Path("out", ABORT_NOW).exists()

@@ -10,7 +10,7 @@ import platform
 import time
 from types import TracebackType
 
-from relion_pseudosubtomo.errors import InputError, OutputError
+from relion_pseudosubtomo.errors import LockedError, OutputError
 
 LOCK_NAME = ".lock"
 
@@ -66,7 +66,7 @@ class DirectoryLock:
 
     Raises
     ------
-    InputError
+    LockedError
         On entering, where another job holds the lock.
     """
 
@@ -94,7 +94,7 @@ class DirectoryLock:
                 raise OutputError(f"{self._path} cannot be locked: {error.strerror}") from error
             holder = os.pread(self._file, 4096, 0).decode(errors="replace").strip()
             os.close(self._file)
-            raise InputError(
+            raise LockedError(
                 f"Another job is writing to this directory ({self._path}: {holder or 'starting'}). "
                 "Wait for it, or give another --o."
             ) from None
