@@ -119,8 +119,14 @@ class Extraction:
     signalled: bool = False
     blameless: bool = True
 
-    def extract(self, pool: Pool, start: Start) -> None:
-        """Do what no record says is done; failures are noted, not raised."""
+    def extract(self, pool: Pool, start: Start) -> bool:
+        """Do what no record says is done; failures are noted, not raised.
+
+        Returns
+        -------
+        bool
+            False where an end was asked for before anything was changed.
+        """
         if not kernels.IS_COMPILED:
             logger.warning("The compiled kernels are missing: the NumPy versions are far slower.")
         fingerprints = self._fingerprint()
@@ -131,6 +137,8 @@ class Extraction:
         self._tell_prebin()
         costs = self._costs(start.threads)
         self.directory.check_space(self._bytes_to_write(pool.size))
+        if self.stop_wanted(start):  # old results are not given up for a run that does nothing
+            return False
         self.directory.begin()
         if self.options.hdf5:
             self.settle_containers(self.plan, start)
@@ -151,6 +159,7 @@ class Extraction:
                 progress.advance(news.n_items)
                 self._take(news)
         self.seconds = time.perf_counter() - began
+        return True
 
     def tasks_left(self) -> tuple[Task, ...]:
         """Return what no record says is done; nothing is changed."""

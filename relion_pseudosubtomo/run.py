@@ -92,7 +92,8 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
         start.control.take_over()
         check_unchanged(options)
         run = Extraction(options, job, plan, summary, OutputDirectory(options))
-        run.extract(pool, start)
+        if not run.extract(pool, start):
+            return _say_nothing_was_changed(start)
         summary.close(time.perf_counter() - started, run.seconds, run.busy)
         return _finish(options, start, run)
 
@@ -203,6 +204,13 @@ def _make_report(options: JobOptions) -> None:
         logger.warning(
             "No report: %s. Make it with relion_pseudosubtomo report %s", error, options.output
         )
+
+
+def _say_nothing_was_changed(start: Start) -> int:
+    is_abort = start.control.abort_wanted()
+    by = "Aborted by RELION's interface" if is_abort else "Stopped by a signal"
+    logger.error("%s before anything was changed: start again with the same options", by)
+    return EXIT_FAILED if is_abort else EXIT_STOPPED
 
 
 def _say_why_not_merged(start: Start, run: Extraction) -> int:

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from project_copy import ProjectCopy
 
-from relion_pseudosubtomo import output_directory, worker
+from relion_pseudosubtomo import output_directory, pipeline, worker
 from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.estimate import all_sums_bytes, sums_bytes
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.io.records import Record, RecordStore
+from relion_pseudosubtomo.output_directory import OutputDirectory
+from relion_pseudosubtomo.pipeline import ABORT_NOW, ABORTED, FAILURE
 
 WORDS = ["--p", "particles.star", "--t", "tomograms.star", "--b", "48", "--crop", "24"]
 WORDS += ["--bin", "2", "--j", "2", "--o", "out/"]
@@ -536,6 +538,40 @@ def test_overwriting_is_refused_before_anything_is_removed(
     assert contents() == before
     assert main([*WORDS, "--overwrite"]) == 0
     assert contents() == before
+
+
+@pytest.mark.parametrize("how", ["signal", "abort"])
+@pytest.mark.parametrize("words", [["--ctf", "--overwrite"], ["--only_do_unfinished"]])
+def test_a_stop_during_the_checks_changes_nothing(
+    how: str,
+    words: list[str],
+    case: ProjectCopy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Old images, records and tables are not removed for a run that is not to be any more."""
+    assert main(WORDS) == 0
+    before = contents()
+    written = Path("out/run_summary.json").read_text()
+    check = OutputDirectory.check_space
+
+    def stop(self: OutputDirectory, n_bytes: int) -> None:
+        check(self, n_bytes)
+        if how == "signal":
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            Path("job", ABORT_NOW).touch()
+
+    Path("job").mkdir()
+    monkeypatch.setattr(OutputDirectory, "check_space", stop)
+    monkeypatch.setattr(pipeline, "LOOK_INTERVAL", 0.0)
+    status = main([*WORDS, *words, "--pipeline_control", "job/"])
+    assert status == (75 if how == "signal" else 1)
+    assert contents() == before
+    assert Path("out/run_summary.json").read_text() == written
+    assert "before anything was changed" in capsys.readouterr().err
+    exit_file = FAILURE if how == "signal" else ABORTED
+    assert [path.name for path in Path("job").glob("RELION_JOB_EXIT_*")] == [exit_file]
 
 
 @pytest.mark.parametrize(("former", "status"), [(signal.SIG_DFL, 75), (signal.SIG_IGN, 0)])
