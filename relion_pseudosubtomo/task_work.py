@@ -41,6 +41,8 @@ class TaskWork:
 
     def do(self, given: TaskInput, control: Control) -> tuple[int, TaskResult]:
         """Extract a piece; return how many particles were done, and what was counted."""
+        # before anything that takes a while: the tomogram after this one may be loaded meanwhile
+        self._worker.turn_to(given)
         total = TaskResult(given.task.number, given.task.first)
         if given.columns:
             self._begin_container(given)

@@ -182,6 +182,10 @@ class Worker:
         if not self._job.options.real_subtomo:
             self._load(given)
 
+    def turn_to(self, given: TaskInput) -> None:
+        """Note that a task's tomogram is worked on now; what was loaded ahead of it is kept."""
+        self._keep(present=given.task.tomogram)
+
     def _keep(self, *, present: int | None = None, following: int | None = None) -> None:
         """Note which tomogram is worked on, or comes next, and let go of all others."""
         with self._lock:
@@ -228,7 +232,7 @@ class Worker:
             To be given to `finish`, or abandoned.
         """
         task = given.task
-        self._keep(present=task.tomogram)
+        self.turn_to(given)
         result = TaskResult(task.number, task.first)
         started = time.perf_counter()
         prepare = self._prepare_real if self._job.options.real_subtomo else self._prepare

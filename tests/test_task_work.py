@@ -64,6 +64,9 @@ class FakeWorker:
         self.notes: list[tuple[str, int]] = []
         self._failing, self._stopping = failing, stopping
 
+    def turn_to(self, given: FakeInput) -> None:
+        """Hold nothing."""
+
     def begin(self, given: FakeInput, stop: Any, on_particle: Any) -> Any:
         """Note the first particle."""
         self.notes.append(("begin", given.start))

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from small_models import make_options, make_tomogram, make_tomogram_set
 
+from relion_pseudosubtomo import task_work
 from relion_pseudosubtomo import worker as worker_module
 from relion_pseudosubtomo.errors import InputError, PseudoSubtomoError
+from relion_pseudosubtomo.parallel.runner import Control
 from relion_pseudosubtomo.worker import Worker, images_may_fail
 
 N_TOMOGRAMS = 6
@@ -91,6 +93,33 @@ def test_every_tomogram_is_loaded_once_and_two_are_held(monkeypatch: pytest.Monk
                 ahead.start()
         ahead.join(PATIENCE)
     assert loads == [1, 0, 2, 3, 4, 5]
+
+
+def test_what_was_loaded_ahead_outlasts_a_container_that_is_laid_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Meanwhile the tomogram after it is loaded: both are needed."""
+    loads: list[int] = []
+
+    def load(index: int) -> Loaded:
+        loads.append(index)
+        return Loaded()
+
+    worker = make_worker(monkeypatch, load)
+    monkeypatch.setattr(task_work, "Worker", lambda job, threads: worker)
+    work = task_work.TaskWork(worker._job, 1)
+    work._records = None
+    first, second, third = (make_input(i) for i in range(3))
+    for given in (first, second, third):
+        given.columns = ()
+        given.part = lambda *part, given=given: given
+    second.columns = ("rows",)
+    monkeypatch.setattr(work, "_begin_container", lambda given: work.prefetch(third))
+    work.do(first, Control())
+    work.prefetch(second)
+    work.do(second, Control())
+    work.do(third, Control())
+    assert loads == [0, 1, 2]
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
