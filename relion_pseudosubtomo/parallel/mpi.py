@@ -78,9 +78,11 @@ class MpiWorld:
                 return self._lead(main, make_work)
             return _Servant(self._comm, make_work, stop).serve()
         except BaseException:
-            with contextlib.suppress(Exception):
-                on_abort()
-            self.abort()
+            try:
+                with contextlib.suppress(Exception):
+                    on_abort()
+            finally:
+                self.abort()
             raise
 
     def _lead(self, main: Callable[[Pool], int], make_work: MakeWork) -> int:
@@ -93,15 +95,20 @@ class MpiWorld:
         return status
 
     def abort(self) -> None:
-        """Report the error in hand with rank and host, and end all ranks."""
-        print(
-            f"rank {self.rank} on {platform.node()}:\n{traceback.format_exc()}",
-            file=sys.stderr,
-            flush=True,
-        )
-        sys.stdout.flush()
-        time.sleep(_FORWARDING)
-        self._comm.Abort(1)
+        """Report the error in hand with rank and host, and end all ranks.
+
+        They end also where nothing can be printed: streams may be closed, memory used up.
+        """
+        try:
+            print(
+                f"rank {self.rank} on {platform.node()}:\n{traceback.format_exc()}",
+                file=sys.stderr,
+                flush=True,
+            )
+            _flush_streams()
+            time.sleep(_FORWARDING)
+        finally:
+            self._comm.Abort(1)
 
 
 def _own_cores() -> tuple[str, set[int]]:
@@ -111,9 +118,16 @@ def _own_cores() -> tuple[str, set[int]]:
 
 def _leave_at_once(status: int) -> None:
     """Exit without MPI's farewell, which would wait for the dead."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        _flush_streams()
+    finally:
+        os._exit(status)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # none: it was closed before the program started
+            stream.flush()
 
 
 class _Others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import platform
 import queue
@@ -100,6 +101,7 @@ class Runner:
         self.busy_seconds = 0.0
         self._work = work
         self._rank = rank
+        self._host = platform.node()
         self._waiting: queue.Queue[tuple[Piece, Any] | None] = queue.Queue()
         self._outcomes: queue.Queue[Outcome] = queue.Queue()
         # daemons: an exit must not wait for what hangs
@@ -165,11 +167,14 @@ class Runner:
         except PseudoSubtomoError as error:
             return Outcome(piece, error=str(error), is_input=isinstance(error, InputError))
         except MemoryError:
-            return Outcome(piece, error="not enough memory on " + platform.node())
+            return Outcome(piece, error="not enough memory on " + self._host)
         except BaseException as error:  # a bug, or an I/O error: it fails this piece alone
-            head = f"rank {self._rank} on {platform.node()}:\n"
-            return Outcome(
-                piece,
-                error=f"{type(error).__name__}: {error}",
-                details=head + traceback.format_exc(),
-            )
+            return self._describe_bug(piece, error)
+
+    def _describe_bug(self, piece: Piece, error: BaseException) -> Outcome:
+        """Return the outcome of a piece with as much of an error as can be told."""
+        text, details = type(error).__name__, ""
+        with contextlib.suppress(BaseException):  # without an outcome rank 0 would wait for ever
+            text = f"{text}: {error}"
+            details = f"rank {self._rank} on {self._host}:\n{traceback.format_exc()}"
+        return Outcome(piece, error=text, details=details)

@@ -190,6 +190,28 @@ def test_a_bug_on_any_rank_ends_all_ranks(
     assert "RuntimeError: a bug for the test" in done.stdout
 
 
+@pytest.mark.parametrize("stderr", ["None", "open('/dev/full', 'w')"], ids=["closed", "full"])
+def test_a_bug_ends_all_ranks_where_nothing_can_be_printed(
+    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch, stderr: str
+) -> None:
+    """A rank that left alone, for want of a place for its message, would hang the others."""
+    monkeypatch.chdir(finished)
+    script = Path("mute.py")
+    script.write_text(
+        "import sys\n"
+        "from relion_pseudosubtomo.parallel import mpi\n"
+        "def fail(*arguments):\n"
+        f"    sys.stdout, sys.stderr = None, {stderr}\n"
+        "    raise RuntimeError('a bug for the test')\n"
+        "mpi._Servant._obey = fail\n"
+        "from relion_pseudosubtomo.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    words = [*launcher.command(2)[:-2], str(script), *OPTIMISATION_SET, *BOX]
+    done = run([*words, "--o", "PS/mute/", "--overwrite"], launcher.environment, limit=30)
+    assert done.returncode != 0
+
+
 def test_bad_input_ends_all_ranks_with_the_messages_once(workdir: Path, launcher: Launcher) -> None:
     """What the checks find is printed by one rank, and every rank leaves with status 1."""
     Path("Tomograms/job008/tilt_series/TS_02.star").unlink()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.parallel import runner
 from relion_pseudosubtomo.parallel.coordinate import News
 from relion_pseudosubtomo.parallel.runner import Control
 from relion_pseudosubtomo.parallel.schedule import TaskCost
@@ -167,6 +168,32 @@ def test_an_error_fails_its_task_alone(error: Exception, message: str, has_trace
     assert ("Traceback" in outcomes[1].details) == has_traceback
     if has_traceback:
         assert outcomes[1].details.startswith("rank 0 on ")
+    assert sorted(work.done) == [(0, 0), (0, 1), (2, 0)]
+
+
+class Unspeakable(ValueError):
+    """An error whose text cannot be made."""
+
+    def __str__(self) -> str:
+        raise MemoryError
+
+
+@pytest.mark.timeout(TIME_LIMIT)
+@pytest.mark.parametrize("cannot", ["text", "traceback"])
+def test_an_error_that_cannot_be_described_is_reported_too(
+    cannot: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its name at least; the other tasks go on."""
+
+    def fail() -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(runner.traceback, "format_exc", fail)
+    error = Unspeakable() if cannot == "text" else ValueError("a bug")
+    work = CountingWork(errors={1: error})
+    outcomes = {outcome.piece.task: outcome for outcome in outcomes_of(run(work, [2, 3, 1]))}
+    assert outcomes[1].error == ("Unspeakable" if cannot == "text" else "ValueError: a bug")
+    assert outcomes[1].details == ""
     assert sorted(work.done) == [(0, 0), (0, 1), (2, 0)]
 
 
