@@ -134,6 +134,8 @@ class Extraction:
             self.job.tomogram_set, self.plan.tasks, fingerprints
         )
         self.summary.n_done_before = sum(len(record.stems) for record in records)
+        for record in records:
+            self.summary.count_bad_values(record.tomogram, record.n_clipped, record.n_not_finite)
         self._tell_prebin()
         costs = self._costs(start.threads)
         self.directory.check_space(self._bytes_to_write(pool.size))
@@ -318,8 +320,9 @@ class Extraction:
 
 
 def _log_result(name: str, rank: int, n_kept: int, result: TaskResult) -> None:
+    n_bad = result.n_not_finite + result.n_clipped  # warned about once, at the end
     logger.info(
-        "%s on rank %d: %d of %d particles, %.1f s loading, %.1f s extracting, %.1f s writing",
+        "%s on rank %d: %d of %d particles, %.1f s loading, %.1f s extracting, %.1f s writing%s",
         name,
         rank,
         result.n_particles,
@@ -327,13 +330,5 @@ def _log_result(name: str, rank: int, n_kept: int, result: TaskResult) -> None:
         result.seconds_loading,
         result.seconds_extracting,
         result.seconds_writing,
+        f", {n_bad} bad values" if n_bad else "",
     )
-    if result.n_not_finite:
-        logger.warning(
-            "%s: %d pixels read were NaN or infinite; --average leaves out images with such "
-            "pixels, --sum their particles",
-            name,
-            result.n_not_finite,
-        )
-    if result.n_clipped:
-        logger.warning("%s: %d values beyond float16's range were clipped", name, result.n_clipped)

@@ -140,6 +140,8 @@ def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
     write_summary(options, summary)
     for line in summary.lines():
         logger.info("%s", line)
+    for text in summary.warnings():
+        logger.warning("%s", text)
     if merging:
         if summary.failures:
             logger.warning("Merged without failed tomograms: %s", ", ".join(summary.failures))

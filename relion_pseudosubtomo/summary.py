@@ -113,8 +113,13 @@ class RunSummary:
         Particles an earlier run had finished.
     ranks, threads : int
         Threads are those of each rank.
-    bytes_written, n_clipped, n_not_finite : int
+    bytes_written : int
         Of this run.
+    n_clipped, n_not_finite : int
+        Values clipped to float16's range, and pixels read that were NaN or infinite, of all
+        particles that are done, also by an earlier run.
+    clipped, not_finite : dict of str to int
+        The same by tomogram, where there are any.
     seconds, busy_seconds : float
         Wall time, and the ranks' time spent on particles, summed.
     private_memory : dict of int to int
@@ -137,6 +142,8 @@ class RunSummary:
     bytes_written: int = 0
     n_clipped: int = 0
     n_not_finite: int = 0
+    clipped: dict[str, int] = field(default_factory=dict)
+    not_finite: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     extracting_seconds: float = 0.0
     busy_seconds: float = 0.0
@@ -151,8 +158,7 @@ class RunSummary:
     def add(self, name: str, rank: int, result: TaskResult) -> None:
         """Add what was done for a tomogram, or a part of it."""
         self.bytes_written += result.bytes_written
-        self.n_clipped += result.n_clipped
-        self.n_not_finite += result.n_not_finite
+        self.count_bad_values(name, result.n_clipped, result.n_not_finite)
         self.tomograms.append(
             {
                 "name": name,
@@ -164,6 +170,26 @@ class RunSummary:
                 "seconds_writing": round(result.seconds_writing, 3),
             }
         )
+
+    def count_bad_values(self, name: str, n_clipped: int, n_not_finite: int) -> None:
+        """Count values clipped, and pixels that were not finite, of a part of a tomogram."""
+        self.n_clipped += n_clipped
+        self.n_not_finite += n_not_finite
+        for counts, n in ((self.clipped, n_clipped), (self.not_finite, n_not_finite)):
+            if n:
+                counts[name] = counts.get(name, 0) + n
+
+    def warnings(self) -> list[str]:
+        """Return one warning a tomogram about each kind of bad values."""
+        bad_pixels = [
+            f"{name}: {n} pixels read were NaN or infinite; --average leaves out images with such "
+            "pixels, --sum their particles"
+            for name, n in self.not_finite.items()
+        ]
+        return bad_pixels + [
+            f"{name}: {n} values beyond float16's range were clipped"
+            for name, n in self.clipped.items()
+        ]
 
     def close(self, seconds: float, extracting_seconds: float, busy: dict[int, float]) -> None:
         """Compute what needs the whole run."""

@@ -594,6 +594,39 @@ def test_float16_clips_and_counts(project: ProjectCopy, capsys: pytest.CaptureFi
 
 
 @pytest.mark.filterwarnings("ignore:Data array contains NaN values")
+def test_bad_values_of_an_earlier_run_are_counted_too(
+    project: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job that was queued again says at its end what a job in one go says, once."""
+
+    def spoil(name: str, image: np.ndarray) -> np.ndarray:
+        image = (image * 4e5).astype(np.float32)
+        return np.full_like(image, np.nan) if name == "TS_03_002" else image
+
+    def bad_values() -> tuple[Any, ...]:
+        summary = read_summary(project.path / "out")
+        shown = capsys.readouterr().err.splitlines()
+        lines = [line for line in shown if "NaN or infinite" in line or "were clipped" in line]
+        names = ("n_clipped", "n_not_finite", "clipped", "not_finite")
+        return lines, *(summary[name] for name in names)
+
+    change_frames(project, spoil)
+    words = [*BOX_2D, "--float16"]
+    assert run(*words) == 0
+    whole = bad_values()
+    assert all(whole)
+    assert len(whole[0]) == 3
+    assert run(*words, "--only_do_unfinished") == 0
+    assert bad_values() == whole
+    for path in (project.path / "out/Subtomograms/TS_01").iterdir():
+        path.unlink()
+    assert run(*words, "--only_do_unfinished") == 0
+    assert read_summary(project.path / "out")["n_done_before"] > 0
+    again = bad_values()
+    assert (sorted(again[0]), *again[1:]) == (sorted(whole[0]), *whole[1:])
+
+
+@pytest.mark.filterwarnings("ignore:Data array contains NaN values")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_pixels_that_are_not_finite_are_counted(
     threads: int, project: ProjectCopy, capsys: pytest.CaptureFixture[str]

@@ -150,6 +150,9 @@ def test_summary_adds_up() -> None:
     summary.failures["TS_02"] = "no such file"
     summary.close(seconds=5.0, extracting_seconds=4.0, busy={0: 4.0, 1: 2.0})
     assert (summary.n_clipped, summary.n_not_finite) == (14, 22)
+    bad_pixels, clipped = summary.warnings()
+    assert bad_pixels.startswith("TS_01: 22 pixels read were NaN or infinite")
+    assert clipped == "TS_01: 14 values beyond float16's range were clipped"
     assert summary.particles_per_second == 1.5
     assert summary.efficiency == 0.75
     text = "\n".join(summary.lines())
