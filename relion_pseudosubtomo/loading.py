@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,10 @@ from relion_pseudosubtomo.model import Tomogram
 from relion_pseudosubtomo.options import JobOptions
 
 logger = logging.getLogger("relion_pseudosubtomo")
+
+
+class LoadingStopped(Exception):
+    """The job was told to stop; what was loaded is of no use."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def load_tomogram(
     *,
     prebin: int,
     threads: int,
+    stop: Callable[[], bool] = lambda: False,
 ) -> LoadedTomogram:
     """Map or read the tilt images of a tomogram; compute the weights of its used frames.
 
@@ -67,14 +73,31 @@ def load_tomogram(
         Factor q of the binned images that are made too; 1: none are.
     threads : int
         Threads that make them, and measure the noise of images.
+    stop : callable
+        Asked before each image that is read as a whole.
+
+    Raises
+    ------
+    LoadingStopped
+        Once `stop` has returned True.
     """
     if options.preload:
-        images = list(mrc.read_series(tomogram.frames, np.flatnonzero(used).tolist()))
+        images = []
+        for image in mrc.read_series(tomogram.frames, np.flatnonzero(used).tolist()):
+            images.append(image)
+            _look_for_stop(stop)
     else:
         images = mrc.map_series(tomogram.frames)
         mrc.read_ahead([images[f] for f in np.flatnonzero(used)])
     _check_sizes(tomogram, images, used)
-    return prepare_images(options, tomogram, index, images, used, prebin=prebin, threads=threads)
+    return prepare_images(
+        options, tomogram, index, images, used, prebin=prebin, threads=threads, stop=stop
+    )
+
+
+def _look_for_stop(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise LoadingStopped
 
 
 def _check_sizes(
@@ -100,6 +123,7 @@ def prepare_images(
     *,
     prebin: int = 1,
     threads: int = 1,
+    stop: Callable[[], bool] = lambda: False,
 ) -> LoadedTomogram:
     """Bin tilt images where that is wanted, and compute the weights of the used frames.
 
@@ -107,11 +131,12 @@ def prepare_images(
     ----------
     images : sequence of ndarray, shape (height, width)
         One a frame.
-    options, tomogram, index, used, prebin, threads
+    options, tomogram, index, used, prebin, threads, stop
         As for `load_tomogram`.
     """
     ready = TiltImages.from_arrays(images)
-    noise = _noise_weights(options, ready, used, threads) if options.whiten else None
+    look = partial(_look_for_stop, stop)
+    noise = _noise_weights(options, ready, used, threads, look) if options.whiten else None
     tables = make_frame_tables(
         box=options.box,
         binned_pixel_size=options.binning * tomogram.pixel_size,
@@ -142,6 +167,7 @@ def prepare_images(
             options.binning,
             options.window_reach,
             threads,
+            look,
         )
         ready = replace(ready, binned=binned)
         if binned is None:
@@ -152,11 +178,16 @@ def prepare_images(
 
 
 def _noise_weights(
-    options: JobOptions, images: TiltImages, used: NDArray[np.bool_], threads: int
+    options: JobOptions,
+    images: TiltImages,
+    used: NDArray[np.bool_],
+    threads: int,
+    before_image: Callable[[], None],
 ) -> NDArray[np.float32]:
     noise = np.zeros((len(used), options.box // 2 + 1, options.box), np.float32)
 
     def measure(f: int) -> None:
+        before_image()
         weight = noise_weight(images.image_bytes[f], images.modes[f], options.window)
         noise[f] = spread_noise_weight(weight, options.box, options.binning)
 

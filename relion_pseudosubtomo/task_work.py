@@ -10,6 +10,7 @@ from relion_pseudosubtomo.estimate import particle_bytes
 from relion_pseudosubtomo.io.container_content import Content
 from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.records import Record, RecordStore
+from relion_pseudosubtomo.loading import LoadingStopped
 from relion_pseudosubtomo.model import TaskResult
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.parallel.runner import Control
@@ -35,9 +36,9 @@ class TaskWork:
         self._worker = Worker(job, threads)
         self._records = RecordStore(job.options.output) if writes_records(job.options) else None
 
-    def prefetch(self, given: TaskInput) -> None:
+    def prefetch(self, given: TaskInput, control: Control) -> None:
         """Load what a piece needs while another is being done."""
-        self._worker.prefetch(given)
+        self._worker.prefetch(given, control.stopped)
 
     def do(self, given: TaskInput, control: Control) -> tuple[int, TaskResult]:
         """Extract a piece; return how many particles were done, and what was counted."""
@@ -68,7 +69,11 @@ class TaskWork:
                 if control.stopped():
                     break
                 part = given.part(start, min(start + size, len(given.task)))
-                begun.append((part, self._worker.begin(part, control.stopped, control.count_item)))
+                try:
+                    chunk = self._worker.begin(part, control.stopped, control.count_item)
+                except LoadingStopped:
+                    break
+                begun.append((part, chunk))
                 if len(begun) == 2:
                     part, chunk = begun.popleft()
                     yield part, self._worker.finish(chunk)

@@ -176,11 +176,11 @@ class Worker:
     def _settings(self) -> ExtractionSettings:
         return extraction_settings(self._job.options)
 
-    def prefetch(self, given: TaskInput) -> None:
-        """Load the tomogram of a task that comes next."""
+    def prefetch(self, given: TaskInput, stop: Callable[[], bool]) -> None:
+        """Load the tomogram of a task that comes next, unless `stop` says that none is to come."""
         self._keep(following=given.task.tomogram)
         if not self._job.options.real_subtomo:
-            self._load(given)
+            self._load(given, stop)
 
     def turn_to(self, given: TaskInput) -> None:
         """Note that a task's tomogram is worked on now; what was loaded ahead of it is kept."""
@@ -194,7 +194,7 @@ class Worker:
             kept = self._present, self._next
             self._loaded = {i: tomogram for i, tomogram in self._loaded.items() if i in kept}
 
-    def _load(self, given: TaskInput) -> LoadedTomogram:
+    def _load(self, given: TaskInput, stop: Callable[[], bool]) -> LoadedTomogram:
         index = given.task.tomogram
         with self._load_locks[index]:  # the present one does not wait for the next
             found = self._loaded.get(index)
@@ -208,6 +208,7 @@ class Worker:
                         given.used,
                         prebin=given.prebin,
                         threads=self._threads,
+                        stop=stop,
                     )
                 with self._lock:
                     self._loaded[index] = found
@@ -230,14 +231,19 @@ class Worker:
         -------
         BegunTask
             To be given to `finish`, or abandoned.
+
+        Raises
+        ------
+        LoadingStopped
+            Where `stop` returns True while images are read.
         """
         task = given.task
         self.turn_to(given)
         result = TaskResult(task.number, task.first)
         started = time.perf_counter()
-        prepare = self._prepare_real if self._job.options.real_subtomo else self._prepare
-        extract = prepare(given)
-        collector = self._start_collecting(given) if self._job.options.report else None
+        loaded = None if self._job.options.real_subtomo else self._load(given, stop)
+        extract = self._prepare_real(given) if loaded is None else self._prepare(given, loaded)
+        collector = self._start_collecting(given, loaded) if self._job.options.report else None
         result.seconds_loading = time.perf_counter() - started
         sums = Accumulators(self._job.options, self._settings.average_scale)
         share = Share(result, iter(range(len(task))), stop, on_particle, sums)
@@ -270,11 +276,11 @@ class Worker:
         self._last_end = now
         return result
 
-    def _start_collecting(self, given: TaskInput) -> Collector:
+    def _start_collecting(self, given: TaskInput, loaded: LoadedTomogram | None) -> Collector:
         """Return what collects for `--report` from the particles of a task."""
         options, task = self._job.options, given.task
         tomogram = self._job.tomogram_set.tomograms[task.tomogram]
-        images = None if options.real_subtomo else self._load(given).images
+        images = None if loaded is None else loaded.images
         with images_may_fail(tomogram.name):
             return Collector(
                 tomogram, task, given.used, given.fingerprint, images, is_3d=options.is_3d
@@ -310,11 +316,12 @@ class Worker:
             share.fail()
             raise
 
-    def _prepare(self, given: TaskInput) -> Callable[[int, Share], list[OutputFile]]:
+    def _prepare(
+        self, given: TaskInput, loaded: LoadedTomogram
+    ) -> Callable[[int, Share], list[OutputFile]]:
         """Return the function that extracts particle i of a task (spec 2.4 to 2.10)."""
         options, task = self._job.options, given.task
         tomogram = self._job.tomogram_set.tomograms[task.tomogram]
-        loaded = self._load(given)
         views = particle_views(tomogram, task, self._place(tomogram, given))
         groups = given.particles.optics_row
         aberrations = {int(group): self._aberrations_of(int(group)) for group in np.unique(groups)}

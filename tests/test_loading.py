@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +26,14 @@ from test_run import (
     written,
 )
 
+from relion_pseudosubtomo import loading
+from relion_pseudosubtomo.core import kernels
+from relion_pseudosubtomo.parallel.runner import Control
+
 BIN_4 = ["--b", "32", "--crop", "24", "--bin", "4"]
 #: With so many particles in a tomogram prebinning pays for windows of 128 pixels.
 MANY = 60
+PATIENCE = 10
 USED = "Prebinning by 2: 2 tomograms"
 
 
@@ -142,6 +151,50 @@ def test_preloaded_images_may_be_prebinned(project: ProjectCopy) -> None:
     assert run(*BIN_4, "--prebin") == 0
     assert run(*BIN_4, "--prebin", "--preload", output="preloaded/") == 0
     assert written(Path("preloaded"), ".mrc") == written(Path("out"), ".mrc")
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "name"),
+    [
+        (["--preload"], np, "fromfile"),
+        (["--whiten"], loading, "noise_weight"),
+        (["--prebin"], kernels, "bin_image"),
+    ],
+    ids=["preload", "whiten", "prebin"],
+)
+def test_a_stop_is_seen_between_two_images_that_are_read(
+    words: list[str],
+    module: Any,
+    name: str,
+    project: ProjectCopy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rest of the tomogram is not waited for, nor that of the next one: status 75."""
+    add_particles(project, MANY)
+    is_stopped = threading.Event()
+    read: list[bool] = []
+    real, stop = getattr(module, name), Control.stop
+
+    def note_stop(self: Control) -> None:
+        stop(self)
+        is_stopped.set()
+
+    def read_image(*arguments: Any, **more: Any) -> Any:
+        read.append(is_stopped.is_set())
+        if len(read) >= 2:
+            if not is_stopped.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert is_stopped.wait(PATIENCE)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(Control, "stop", note_stop)
+    monkeypatch.setattr(module, name, read_image)
+    assert run(*BIN_4, *words) == 75
+    assert not any(read), "an image was read after the stop"
+    assert not written(Path("out"), ".mrc")
+    monkeypatch.undo()
+    monkeypatch.chdir(project.path)
+    assert run(*BIN_4, *words, "--only_do_unfinished") == 0
 
 
 def test_noise_is_the_same_for_any_threads(project: ProjectCopy) -> None:

@@ -16,6 +16,7 @@ from small_models import make_options, make_tomogram, make_tomogram_set
 from relion_pseudosubtomo import task_work
 from relion_pseudosubtomo import worker as worker_module
 from relion_pseudosubtomo.errors import InputError, PseudoSubtomoError
+from relion_pseudosubtomo.loading import LoadingStopped
 from relion_pseudosubtomo.parallel.runner import Control
 from relion_pseudosubtomo.worker import Worker, images_may_fail
 
@@ -33,9 +34,7 @@ def make_worker(monkeypatch: pytest.MonkeyPatch, load: Callable[[int], Any]) -> 
     def load_tomogram(options: Any, tomogram: Any, index: int, *rest: Any, **more: Any) -> Any:
         return load(index)
 
-    def prepare(self: Worker, given: Any) -> Callable[..., list[Any]]:
-        loaded = self._load(given)
-
+    def prepare(self: Worker, given: Any, loaded: Any) -> Callable[..., list[Any]]:
         def extract(i: int, share: Any) -> list[Any]:
             assert isinstance(loaded, Loaded)
             return []
@@ -80,7 +79,7 @@ def test_every_tomogram_is_loaded_once_and_two_are_held(monkeypatch: pytest.Monk
 
     def prefetch(index: int) -> None:
         if index < N_TOMOGRAMS:
-            worker.prefetch(make_input(index))
+            worker.prefetch(make_input(index), lambda: False)
         next_is_ready.set()
 
     for index in range(N_TOMOGRAMS):
@@ -114,12 +113,39 @@ def test_what_was_loaded_ahead_outlasts_a_container_that_is_laid_out(
         given.columns = ()
         given.part = lambda *part, given=given: given
     second.columns = ("rows",)
-    monkeypatch.setattr(work, "_begin_container", lambda given: work.prefetch(third))
+    monkeypatch.setattr(work, "_begin_container", lambda given: work.prefetch(third, Control()))
     work.do(first, Control())
-    work.prefetch(second)
+    work.prefetch(second, Control())
     work.do(second, Control())
     work.do(third, Control())
     assert loads == [0, 1, 2]
+
+
+def test_a_stop_while_a_tomogram_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is loaded ahead; the piece ends with nothing done, and not as failed."""
+    control = Control()
+    asked: list[bool] = []
+
+    def load_tomogram(*arguments: Any, stop: Callable[[], bool], **more: Any) -> Any:
+        asked.append(stop())
+        control.stop()
+        asked.append(stop())
+        raise LoadingStopped
+
+    worker = make_worker(monkeypatch, lambda index: None)
+    monkeypatch.setattr(worker_module, "load_tomogram", load_tomogram)
+    monkeypatch.setattr(task_work, "Worker", lambda job, threads: worker)
+    work = task_work.TaskWork(worker._job, 1)
+    given = make_input(0)
+    given.columns = ()
+    given.part = lambda *part: given
+    n_done, _ = work.do(given, control)
+    assert (n_done, asked) == (0, [False, True])
+    asked.clear()
+    control = Control()
+    with pytest.raises(LoadingStopped):
+        work.prefetch(make_input(1), control)
+    assert asked == [False, True]
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])

@@ -12,7 +12,7 @@ window's pixels alone. All that is left of a difference is what the stop band le
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -120,6 +120,7 @@ def bin_images(
     binning: float,
     reach: float,
     threads: int,
+    before_image: Callable[[], None] = lambda: None,
 ) -> BinnedImages | None:
     """Return the used tilt images filtered, at every q-th pixel.
 
@@ -139,6 +140,8 @@ def bin_images(
         Pixels by which windows may reach past an edge of the image.
     threads : int
         Threads that share the images.
+    before_image : callable
+        Called before each image that is used; what it raises ends the work.
 
     Returns
     -------
@@ -150,6 +153,7 @@ def bin_images(
     def bin_frame(f: int) -> tuple[NDArray[np.float32], int]:
         if not used[f]:
             return np.empty((0, 0), np.float32), 0
+        before_image()
         image, mode = image_bytes[f], modes[f]
         width = image.view(kernels.IMAGE_DTYPES[mode]).shape[1]
         (ny, margin), (nx, _) = (binned_size(n, factor, reach) for n in (len(image), width))

@@ -22,8 +22,8 @@ class Work(Protocol):
         """Do a piece; return how many items were done, from the first on, and a result."""
         ...
 
-    def prefetch(self, description: Any) -> None:
-        """Get ready for a piece while another is being done."""
+    def prefetch(self, description: Any, control: Control) -> None:
+        """Get ready for a piece while another is being done; give up once a stop is asked for."""
         ...
 
 
@@ -129,8 +129,8 @@ class Runner:
 
     def _prefetch(self, description: Any) -> None:
         try:
-            self._work.prefetch(description)
-        except Exception:  # the piece itself meets the same error and reports it
+            self._work.prefetch(description, self.control)
+        except Exception:  # the piece itself meets the same error and reports it, or was stopped
             return
 
     def take_outcomes(self, timeout: float) -> list[Outcome]:

@@ -48,7 +48,7 @@ class Work:
             control.count_item()
         return n_items, None
 
-    def prefetch(self, n_items):
+    def prefetch(self, n_items, control):
         Path(f"ahead_on_{world.rank}").touch()
 
 def main(pool):

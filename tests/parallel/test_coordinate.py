@@ -66,7 +66,7 @@ class FakeWork:
             n_done += 1
         return n_done, "by rank 0"
 
-    def prefetch(self, description: Any) -> None:
+    def prefetch(self, description: Any, control: Control) -> None:
         """Note what is loaded ahead."""
         self.prefetched.append(described_piece(description))
 
@@ -416,7 +416,7 @@ class SlowWork:
         self.threads.append(threading.current_thread().name)
         return 1, self.loading.wait(PATIENCE)
 
-    def prefetch(self, description: Any) -> None:
+    def prefetch(self, description: Any, control: Control) -> None:
         """Say that it is being loaded, then fail."""
         self.threads.append(threading.current_thread().name)
         if description == "second":

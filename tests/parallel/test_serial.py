@@ -56,7 +56,7 @@ class CountingWork:
             self.on_item(task, item)
         return n_done, f"result of task {task}"
 
-    def prefetch(self, description: Any) -> None:
+    def prefetch(self, description: Any, control: Control) -> None:
         """Note what is loaded ahead."""
         self.prefetched.append(description)
 
