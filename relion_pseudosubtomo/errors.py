@@ -5,8 +5,35 @@ Every exception takes one string, so that it survives pickling on its way betwee
 
 import errno
 
-#: Errors of the machine, whichever file is read: too many open files, no memory.
-_MACHINE_ERRORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+#: Errors of the machine, whichever file is read. EIO is not among them: it may be one file on a bad
+#: disk, and `--allow_failures` is to leave out that tomogram, however often the job is started.
+_MACHINE_ERRORS = frozenset(
+    {
+        # too many open files, no memory
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        # a mount whose server, client or device is gone: NFS, Lustre, FUSE
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ESHUTDOWN,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.ETIMEDOUT,
+        errno.ENODEV,
+        errno.ENXIO,
+        # a mount for which this machine has no key or ticket any more
+        errno.ENOKEY,
+        errno.EKEYEXPIRED,
+        errno.EKEYREJECTED,
+        errno.EKEYREVOKED,
+    }
+)
 
 
 class PseudoSubtomoError(Exception):

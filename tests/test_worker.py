@@ -148,7 +148,14 @@ def test_a_stop_while_a_tomogram_is_loaded(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked == [False, True]
 
 
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+        *(errno.ESTALE, errno.ENOTCONN, errno.ESHUTDOWN, errno.ETIMEDOUT, errno.ENODEV),
+        errno.EKEYEXPIRED,
+    ],
+)
 def test_what_the_machine_lacks_is_no_fault_of_the_images(number: int) -> None:
     """Else `--allow_failures` would leave out tomograms that are whole."""
     expected = pytest.raises(PseudoSubtomoError, match="Images of TS_01")
