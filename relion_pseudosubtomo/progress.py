@@ -5,16 +5,42 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 #: Seconds between two lines of a batch log.
 LINE_INTERVAL = 30.0
 
 logger = logging.getLogger("relion_pseudosubtomo")
+
+
+class _AboveBar(logging.Handler):
+    """Writes above the bar what another handler would write into it, to the same stream.
+
+    tqdm's own redirection puts one handler in place of all: what goes to standard error is lost.
+    """
+
+    def __init__(self, handler: logging.StreamHandler[Any]) -> None:
+        super().__init__(handler.level)
+        self.setFormatter(handler.formatter)
+        self.filters = list(handler.filters)
+        self._stream = handler.stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        try:
+            tqdm.write(self.format(record), file=self._stream)
+        except Exception:  # as other handlers do: a log that cannot be written stops nothing
+            self.handleError(record)
+
+
+def _above_bar(handler: logging.Handler) -> logging.Handler:
+    consoles = (sys.stdout, sys.stderr)
+    if isinstance(handler, logging.StreamHandler) and handler.stream in consoles:
+        return _AboveBar(handler)
+    return handler
 
 
 class Progress:
@@ -30,15 +56,15 @@ class Progress:
         self._total = total
         self._done = 0
         self._started = self._last_line = time.monotonic()
-        self._log_above: AbstractContextManager[None] | None = None
+        self._handlers: list[logging.Handler] | None = None
         is_terminal = sys.stdout is not None and sys.stdout.isatty()  # none: it was closed
         self._bar = tqdm(total=total, unit=" particles", file=sys.stdout, disable=not is_terminal)
 
     def __enter__(self) -> Progress:
         """Show the bar; lines of the log go above it."""
         if not self._bar.disable:
-            self._log_above = logging_redirect_tqdm([logger])
-            self._log_above.__enter__()
+            self._handlers = logger.handlers
+            logger.handlers = [_above_bar(handler) for handler in logger.handlers]
         return self
 
     def __exit__(
@@ -49,8 +75,8 @@ class Progress:
     ) -> None:
         """Close the bar."""
         self._bar.close()
-        if self._log_above is not None:
-            self._log_above.__exit__(kind, error, trace)
+        if self._handlers is not None:
+            logger.handlers = self._handlers
 
     def advance(self, n: int) -> None:
         """Count finished particles."""
