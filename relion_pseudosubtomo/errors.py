@@ -54,6 +54,10 @@ def reading_error(message: str, error: OSError) -> PseudoSubtomoError:
     return (PseudoSubtomoError if is_machine else InputError)(message)
 
 
+class RankError(PseudoSubtomoError):
+    """A rank can do nothing of the job: any other piece of work would fail there too."""
+
+
 class UsageError(PseudoSubtomoError):
     """The command line, or the way the program was launched, is wrong."""
 

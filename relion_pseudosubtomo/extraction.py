@@ -103,6 +103,8 @@ class Extraction:
         What is done, by this run or earlier ones.
     signalled : bool
         Whether any rank was told to stop.
+    unfit : set of int
+        Ranks that can do nothing of the job; the others stop then.
     blameless : bool
         Whether nothing failed for another reason than its input.
     """
@@ -117,6 +119,7 @@ class Extraction:
     busy: dict[int, float] = field(default_factory=dict)
     completed: Completed = field(default_factory=Completed)
     signalled: bool = False
+    unfit: set[int] = field(default_factory=set)
     blameless: bool = True
 
     def extract(self, pool: Pool, start: Start) -> bool:
@@ -285,7 +288,12 @@ class Extraction:
 
     def _take_outcome(self, rank: int, outcome: Outcome) -> None:
         name, piece = self._name(outcome.piece), outcome.piece
-        if outcome.error:
+        if outcome.is_final:
+            if rank not in self.unfit:
+                logger.error("%s", outcome.error)
+            self.unfit.add(rank)
+            self.blameless = False
+        elif outcome.error:
             self.failed.add(piece.task)
             self.blameless = self.blameless and outcome.is_input
             self.summary.failures[name] = outcome.error
@@ -298,8 +306,8 @@ class Extraction:
             _log_result(name, rank, len(self.plan.tasks[piece.task]), outcome.result)
 
     def stop_wanted(self, start: Start) -> bool:
-        """Return whether a signal to any rank, or RELION's interface, asked for an end."""
-        return self.signalled or start.stopped() or start.control.abort_wanted()
+        """Return whether a signal, RELION's interface or a rank that is unfit asks for an end."""
+        return bool(self.unfit) or self.signalled or start.stopped() or start.control.abort_wanted()
 
     def settle_containers(self, plan: Plan, start: Start) -> bool:
         """Bring the containers of a plan's tasks where what is done says that they belong.

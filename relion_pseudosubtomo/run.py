@@ -223,6 +223,9 @@ def _say_why_not_merged(start: Start, run: Extraction) -> int:
     if run.signalled or start.stopped():
         logger.error("Stopped by a signal; no particles.star was written: %s", hint)
         return EXIT_STOPPED
+    if run.unfit:
+        logger.error("No particles.star was written: mend that, and %s", hint)
+        return EXIT_FAILED
     logger.error(
         "%d tomograms failed, so no particles.star was written: %s. Mend them and %s%s",
         len(run.summary.failures),

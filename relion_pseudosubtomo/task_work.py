@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
 from collections import deque
 from collections.abc import Generator
 from contextlib import closing
+from pathlib import Path
 
+from relion_pseudosubtomo.errors import PseudoSubtomoError, RankError
 from relion_pseudosubtomo.estimate import particle_bytes
 from relion_pseudosubtomo.io.container_content import Content
 from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.records import Record, RecordStore
 from relion_pseudosubtomo.loading import LoadingStopped
-from relion_pseudosubtomo.model import TaskResult
+from relion_pseudosubtomo.model import TaskResult, Tomogram
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.parallel.runner import Control
 from relion_pseudosubtomo.worker import BegunTask, SharedJob, TaskInput, Worker
 
 #: Particles a thread does between two records: what a killed job loses at most.
 CHUNK_PER_THREAD = 100
+
+#: Seconds that a file which rank 0 has just written may take to show on another node, and between
+#: two looks for it.
+FILES_APPEAR, _LOOK_INTERVAL = 30.0, 0.5
 
 
 class TaskWork:
@@ -35,6 +44,7 @@ class TaskWork:
         self._threads = threads
         self._worker = Worker(job, threads)
         self._records = RecordStore(job.options.output) if writes_records(job.options) else None
+        self._has_seen_files = False
 
     def prefetch(self, given: TaskInput, control: Control) -> None:
         """Load what a piece needs while another is being done."""
@@ -44,6 +54,55 @@ class TaskWork:
         """Extract a piece; return how many particles were done, and what was counted."""
         # before anything that takes a while: the tomogram after this one may be loaded meanwhile
         self._worker.turn_to(given)
+        if not self._has_seen_files:
+            self._require_files(control, patience=FILES_APPEAR)
+            self._has_seen_files = True
+        try:
+            return self._do_piece(given, control)
+        except (PseudoSubtomoError, OSError):
+            # a rank that has lost a mount fails faster than others work, and would get all pieces
+            self._require_files(control, patience=0)
+            raise
+
+    def _require_files(self, control: Control, *, patience: float) -> None:
+        """Make sure that this rank sees the files of the job, within so many seconds.
+
+        Its node may lack a mount, or the launcher may have started it in another directory.
+
+        Raises
+        ------
+        RankError
+        """
+        deadline = time.monotonic() + patience
+        while (unseen := self._find_unseen()) and not control.stopped():
+            if time.monotonic() >= deadline:
+                raise RankError(
+                    f"{unseen}. Every node has to see the same files: look at the mounts of this "
+                    "one, and at how the launcher sets the working directory"
+                )
+            time.sleep(_LOOK_INTERVAL)
+
+    def _find_unseen(self) -> str:
+        """Return what this rank does not see of the job's files; empty where it sees them."""
+        images = [path for path in map(self._first_image, self._job.tomogram_set.tomograms) if path]
+        if self._records is not None and not _is_seen(self._records.job_path):
+            unseen = str(self._records.job_path)
+        elif images and not any(map(os.path.exists, images)):
+            unseen = f"{images[0]}, or an image of another tomogram"
+        else:
+            return ""
+        directory = "a working directory that is gone"
+        with contextlib.suppress(OSError):
+            directory = f"the working directory {os.getcwd()}"
+        return f"expected {unseen}, found no such file from {directory}"
+
+    def _first_image(self, tomogram: Tomogram) -> str:
+        """Return one of the files that a tomogram's particles are made from; empty without any."""
+        if self._job.options.real_subtomo:
+            return next(iter(tomogram.reconstructions), "")
+        return next((frame.path for frame in tomogram.frames), "")
+
+    def _do_piece(self, given: TaskInput, control: Control) -> tuple[int, TaskResult]:
         total = TaskResult(given.task.number, given.task.first)
         if given.columns:
             self._begin_container(given)
@@ -128,6 +187,18 @@ class TaskWork:
             ),
             result.sums,
         )
+
+
+def _is_seen(path: Path) -> bool:
+    """Return whether a file in a folder of the output directory is there.
+
+    A network file system may answer from before it was there; folders that are opened are asked
+    for anew.
+    """
+    for folder in (path.parent.parent, path.parent):
+        with contextlib.suppress(OSError):
+            os.scandir(folder).close()
+    return os.path.exists(path)
 
 
 def writes_records(options: JobOptions) -> bool:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_models import make_options
+from small_models import make_options, make_tomogram, make_tomogram_set
 
 from relion_pseudosubtomo import task_work
 from relion_pseudosubtomo.accumulate import Accumulators
-from relion_pseudosubtomo.errors import InputError
+from relion_pseudosubtomo.errors import InputError, RankError
 from relion_pseudosubtomo.model import TaskResult
 from relion_pseudosubtomo.parallel.runner import Control
 from relion_pseudosubtomo.share import Share
@@ -92,7 +95,9 @@ def make_work(worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> task_work.
     """Return work with one thread that writes no records."""
     monkeypatch.setattr(task_work, "CHUNK_PER_THREAD", CHUNK)
     monkeypatch.setattr(task_work, "Worker", lambda job, threads: worker)
-    job: Any = SimpleNamespace(options=make_options(no_writing=True))
+    job: Any = SimpleNamespace(
+        options=make_options(no_writing=True), tomogram_set=SimpleNamespace(tomograms=())
+    )
     return task_work.TaskWork(job, 1)
 
 
@@ -143,6 +148,74 @@ def test_no_chunk_is_begun_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None
     worker.notes.clear()
     assert do(make_work(worker, monkeypatch), 20, stopped)[0] == 0
     assert worker.notes == []
+
+
+@pytest.fixture
+def work_on_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> task_work.TaskWork:
+    """Start in an empty directory; return work that is to see tilt images, and the job's file."""
+    monkeypatch.chdir(tmp_path)
+    worker = FakeWorker(failing=20)
+    monkeypatch.setattr(task_work, "Worker", lambda job, threads: worker)
+    monkeypatch.setattr(task_work, "FILES_APPEAR", 0.05)
+    monkeypatch.setattr(task_work, "_LOOK_INTERVAL", 0.01)
+    monkeypatch.setattr(task_work.TaskWork, "_record", lambda *arguments: None)
+    job: Any = SimpleNamespace(
+        options=make_options(),
+        tomogram_set=make_tomogram_set(make_tomogram("TS_01"), make_tomogram("TS_02")),
+    )
+    return task_work.TaskWork(job, 1)
+
+
+def put_files(*names: str) -> None:
+    """Make empty files."""
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+JOB_FILE = "out/.completed/job.json"
+
+
+@pytest.mark.parametrize(
+    ("seen", "unseen"), [([], JOB_FILE), ([JOB_FILE], "TS_01_0.mrc"), (["TS_02_0.mrc"], JOB_FILE)]
+)
+def test_a_rank_that_does_not_see_the_files_says_so(
+    seen: list[str], unseen: str, work_on_files: task_work.TaskWork
+) -> None:
+    """With where it is; it does nothing."""
+    put_files(*seen)
+    with pytest.raises(RankError, match=f"{re.escape(unseen)}.*{re.escape(os.getcwd())}"):
+        do(work_on_files, 3)
+
+
+def test_files_may_appear_late(
+    work_on_files: task_work.TaskWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a network file system; an image of any tomogram will do."""
+    monkeypatch.setattr(task_work, "FILES_APPEAR", 10.0)
+    threading.Timer(0.1, put_files, ["TS_02_0.mrc", JOB_FILE]).start()
+    assert do(work_on_files, 3)[0] == 3
+
+
+def test_files_are_not_waited_for_behind_a_stop(
+    work_on_files: task_work.TaskWork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The piece comes back undone."""
+    monkeypatch.setattr(task_work, "FILES_APPEAR", 100.0)
+    control = Control()
+    threading.Timer(0.1, control.stop).start()
+    assert do(work_on_files, 3, control)[0] == 0
+
+
+def test_a_mount_that_is_lost_is_no_fault_of_a_tomogram(work_on_files: task_work.TaskWork) -> None:
+    """Where nothing is seen any more; else the piece alone has failed."""
+    put_files("TS_02_0.mrc", JOB_FILE)
+    given: Any = FakeInput(20, 23)
+    with pytest.raises(InputError, match="cannot be read"):
+        work_on_files.do(given, Control())
+    Path("TS_02_0.mrc").unlink()
+    with pytest.raises(RankError, match=r"TS_01_0\.mrc"):
+        work_on_files.do(given, Control())
 
 
 def test_an_abandoned_task_takes_no_further_particle() -> None:

@@ -107,7 +107,7 @@ def test_what_was_loaded_ahead_outlasts_a_container_that_is_laid_out(
     worker = make_worker(monkeypatch, load)
     monkeypatch.setattr(task_work, "Worker", lambda job, threads: worker)
     work = task_work.TaskWork(worker._job, 1)
-    work._records = None
+    work._records, work._has_seen_files = None, True
     first, second, third = (make_input(i) for i in range(3))
     for given in (first, second, third):
         given.columns = ()
@@ -136,6 +136,7 @@ def test_a_stop_while_a_tomogram_is_loaded(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(worker_module, "load_tomogram", load_tomogram)
     monkeypatch.setattr(task_work, "Worker", lambda job, threads: worker)
     work = task_work.TaskWork(worker._job, 1)
+    work._has_seen_files = True
     given = make_input(0)
     given.columns = ()
     given.part = lambda *part: given

@@ -77,6 +77,11 @@ class RecordStore:
         self._output = Path(output)
         self._folder = self._output / FOLDER
 
+    @property
+    def job_path(self) -> Path:
+        """The file of `write_job`."""
+        return self._folder / JOB_FILE
+
     def _path(self, record: Record) -> Path:
         name = quote(record.tomogram, safe="")
         return self._folder / name / f"{record.first}-{record.stop}.json"
@@ -147,12 +152,12 @@ class RecordStore:
     def write_job(self, description: dict[str, str]) -> None:
         """Note the options that the results of this directory are made with."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        write_text(self._folder / JOB_FILE, json.dumps(description, indent=1) + "\n")
+        write_text(self.job_path, json.dumps(description, indent=1) + "\n")
 
     def read_job(self) -> dict[str, str] | None:
         """Return the options noted by `write_job`; None where there are none."""
         try:
-            description = json.loads((self._folder / JOB_FILE).read_text(encoding="utf-8"))
+            description = json.loads(self.job_path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return description if isinstance(description, dict) else None

@@ -11,7 +11,7 @@ import time
 import traceback
 from typing import Any, Protocol
 
-from relion_pseudosubtomo.errors import InputError, PseudoSubtomoError
+from relion_pseudosubtomo.errors import InputError, PseudoSubtomoError, RankError
 from relion_pseudosubtomo.parallel.work import Outcome, Piece
 
 
@@ -164,6 +164,9 @@ class Runner:
         try:
             n_done, result = self._work.do(description, self.control)
             return Outcome(piece, n_done, result)
+        except RankError as error:
+            where = f"Rank {self._rank} on {self._host}"
+            return Outcome(piece, error=f"{where}: {error}", is_final=True)
         except PseudoSubtomoError as error:
             return Outcome(piece, error=str(error), is_input=isinstance(error, InputError))
         except MemoryError:

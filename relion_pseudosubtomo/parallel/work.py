@@ -38,6 +38,8 @@ class Outcome:
         Message for the user; empty where there is a result.
     is_input : bool
         Whether the input is to blame (an InputError), not the program or where it writes.
+    is_final : bool
+        Whether the rank can do no other piece either, and the run is to end.
     details : str
         Traceback headed by rank and host, where the error is not one that a user can cause.
     """
@@ -47,4 +49,5 @@ class Outcome:
     result: Any = None
     error: str = ""
     is_input: bool = False
+    is_final: bool = False
     details: str = ""

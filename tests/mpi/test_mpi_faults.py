@@ -212,6 +212,40 @@ def test_a_bug_ends_all_ranks_where_nothing_can_be_printed(
     assert done.returncode != 0
 
 
+def test_a_rank_in_another_directory_ends_the_job(
+    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is named, and does not fail tomogram after tomogram, which `--allow_failures` leaves out.
+
+    What the other rank has done stays.
+    """
+    monkeypatch.chdir(finished)
+    output = Path("PS/elsewhere")
+    script = Path("elsewhere.py")
+    script.write_text(
+        "import os, sys\n"
+        "from relion_pseudosubtomo import task_work\n"
+        "task_work.FILES_APPEAR = 0.2\n"
+        f"if '1' in [os.environ.get(name) for name in {RANK_VARIABLES}]:\n"
+        "    os.chdir('/')\n"
+        "from relion_pseudosubtomo.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    words = [*OPTIMISATION_SET, *BOX, "--o", f"{output}/"]
+    command = [*launcher.command(2)[:-2], str(script), *words, "--allow_failures"]
+    done = run(command, launcher.environment)
+    assert done.returncode == 1
+    assert f"Rank 1 on {platform.node()}: expected {output}/.completed/job.json" in done.stdout
+    assert "the working directory /." in done.stdout
+    assert done.stdout.count("Rank 1 on") == 1
+    assert "Tomogram" not in done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (output / "particles.star").exists()
+    done = run_serial(*words, "--only_do_unfinished")
+    assert done.returncode == 0, done.stdout
+    assert_same_results(Path("PS/whole"), output)
+
+
 def test_bad_input_ends_all_ranks_with_the_messages_once(workdir: Path, launcher: Launcher) -> None:
     """What the checks find is printed by one rank, and every rank leaves with status 1."""
     Path("Tomograms/job008/tilt_series/TS_02.star").unlink()
