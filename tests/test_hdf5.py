@@ -30,6 +30,7 @@ from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io import hdf5
+from relion_pseudosubtomo.io.atomic import TEMPORARY_PATTERN
 from relion_pseudosubtomo.io.compression import CompressionStopped, Compressor
 from relion_pseudosubtomo.io.container_content import Tables
 from relion_pseudosubtomo.io.containers import ContainerStore
@@ -489,6 +490,45 @@ def test_interrupted_run_continues(
     assert not any(h5py.is_hdf5(part) for part in parts)
     assert main([*words, *packed, "--only_do_unfinished"]) == 0
     assert json.loads(Path("out/run_summary.json").read_text())["n_done_before"] == 1
+    assert contents("out", ".h5") == whole
+
+
+@pytest.mark.parametrize(
+    ("file", "limit"),
+    [
+        *[(CONTAINERS[0], limit) for limit in (4096, 20_000, 50_000)],
+        ("compressed", 8192),
+        ("out/particles.h5", 8192),
+    ],
+)
+def test_what_hdf5_cannot_write_is_an_error(file: str, limit: int, case: ProjectCopy) -> None:
+    """A file that is laid out, compressed or joined; the library alone crashes at its end."""
+    words = [*WORDS, *(COMPRESSED if file == "compressed" else PACKED)]
+    assert main(words) == 0
+    whole = contents("out", ".h5")
+    if file == CONTAINERS[0]:
+        shutil.rmtree("out")
+    elif file == "compressed":
+        file = CONTAINERS[0]
+        assert main([*WORDS, *PACKED, "--o", "plain/"]) == 0
+        shutil.move(Path("plain", *Path(file).parts[1:]), "out/.completed/TS_01/container.part")
+        Path(file).unlink()
+    else:
+        Path(file).unlink()
+    words.append("--only_do_unfinished")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "relion_pseudosubtomo", *words],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"{file} could not be written: {os.strerror(errno.EFBIG)}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path(file).exists()
+    assert not list(Path("out").rglob(TEMPORARY_PATTERN))
+    assert main(words) == 0
     assert contents("out", ".h5") == whole
 
 

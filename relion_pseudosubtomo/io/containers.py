@@ -110,8 +110,11 @@ class ContainerStore:
             return
         unfinished.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(unfinished) as temporary:
-            slots = lay_out(temporary)
-            _put_signature(temporary, bytes(len(_SIGNATURE)))
+            try:
+                slots = lay_out(temporary)
+                _put_signature(temporary, bytes(len(_SIGNATURE)))
+            except OSError as error:
+                raise _writing_error(self.path(tomogram), error) from error
             self._write_slots(tomogram, slots)
 
     def open(self, tomogram: str) -> ContainerWriter:
@@ -260,10 +263,7 @@ class ContainerWriter:
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise self._error(error) from error
-
-    def _error(self, error: OSError) -> OutputError:
-        return OutputError(f"{self._final} could not be written: {error.strerror}")
+            raise _writing_error(self._final, error) from error
 
     def write(self, index: int, suffix: str, stored: StoredValues) -> int:
         """Write what would be one MRC file; return its bytes.
@@ -287,7 +287,7 @@ class ContainerWriter:
             self._write_at(values + first * unit, stored.values)
             self._write_at(statistics + index * stored.statistics.nbytes, stored.statistics)
         except OSError as error:
-            raise self._error(error) from error
+            raise _writing_error(self._final, error) from error
         return stored.values.nbytes + stored.statistics.nbytes
 
     def _write_at(self, offset: int, values: NDArray[np.floating]) -> None:
@@ -320,6 +320,10 @@ class UnfinishedFile(io.FileIO):
 def container_name(tomogram: str) -> str:
     """Return the path of a tomogram's container inside the output directory (spec 3.5)."""
     return f"Subtomograms/{tomogram}{CONTAINER_SUFFIX}"
+
+
+def _writing_error(final: Path, error: OSError) -> OutputError:
+    return OutputError(f"{final} could not be written: {error.strerror or error}")
 
 
 def _put_signature(path: Path, signature: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,6 +25,7 @@ from relion_pseudosubtomo.io.compression import ChunkRun, Compressor
 from relion_pseudosubtomo.io.container_content import Content, Tables
 from relion_pseudosubtomo.io.containers import DATASETS, IN_FOURIER_SPACE, Slots, UnfinishedFile
 from relion_pseudosubtomo.io.fingerprint import describe_options
+from relion_pseudosubtomo.io.library_file import LibraryFile
 from relion_pseudosubtomo.io.mrc import HEADER_BYTES, StoredValues
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import LARGEST_CHUNK
@@ -69,7 +71,7 @@ def lay_out(path: Path, content: Content) -> Slots:
     starts = content.starts()
     dtype = np.dtype("<f2" if content.options.float16 else "<f4")
     voxel_size = content.binning * content.tomogram.pixel_size
-    with _create(path) as file:
+    with LibraryFile(path) as written, _create(written) as file:
         _describe(file, content, voxel_size)
         _add_frames(file, content, starts)
         _add_table(file.create_group("table"), content.columns)
@@ -90,15 +92,21 @@ def lay_out(path: Path, content: Content) -> Slots:
     return Slots(path.stat().st_size, content.fingerprint, starts.tolist(), places, level)
 
 
-def _create(path: Path, alignment: int = _ALIGNMENT) -> h5py.File:
-    return h5py.File(
-        path,
-        "w",
-        libver=_LIBRARY,
-        locking=False,
-        alignment_threshold=alignment,
-        alignment_interval=alignment,
-    )
+@contextmanager
+def _create(written: LibraryFile, alignment: int = _ALIGNMENT) -> Iterator[h5py.File]:
+    """Yield a new HDF5 file, and close it; raise what could not be written of it."""
+    try:
+        with h5py.File(
+            written,
+            "w",
+            libver=_LIBRARY,
+            locking=False,
+            alignment_threshold=alignment,
+            alignment_interval=alignment,
+        ) as file:
+            yield file
+    finally:
+        written.raise_error()  # the reason of whatever else was raised
 
 
 def _describe(file: h5py.File, content: Content, voxel_size: float) -> None:
@@ -204,7 +212,11 @@ def compress(source: UnfinishedFile, target: Path, slots: Slots, compressor: Com
     CompressionStopped
     """
     # without gaps between chunks: a compressed one is read as a whole wherever it lies
-    with h5py.File(source, "r") as raw, _create(target, alignment=1) as packed:
+    with (
+        h5py.File(source, "r") as raw,
+        LibraryFile(target) as written,
+        _create(written, alignment=1) as packed,
+    ):
         packed.attrs.update(raw.attrs)
         for name, item in raw.items():
             if "suffix" not in item.attrs:
@@ -215,6 +227,7 @@ def compress(source: UnfinishedFile, target: Path, slots: Slots, compressor: Com
             chunks = chain.from_iterable(compressor.compress_particles(source.fileno(), run))
             for row, chunk in enumerate(chunks):
                 made.write_direct_chunk((row, *(0 for _ in made.shape[1:])), chunk)
+                written.raise_error()  # the rest would be compressed in vain
 
 
 def _add_compressed(file: h5py.File, like: h5py.Dataset, level: int) -> h5py.h5d.DatasetID:
@@ -252,7 +265,11 @@ def join(path: Path, names: Sequence[str], tables: Tables) -> None:
         Where the file cannot be written.
     """
     members = [_read_member(path.parent / name) for name in names]
-    with atomic_path(path) as temporary, _create(temporary) as file:
+    with (
+        atomic_path(path) as temporary,
+        LibraryFile(temporary) as written,
+        _create(written) as file,
+    ):
         first = members[0]
         for key, value in first.attributes.items():
             if key != "tomogram":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,4 +53,23 @@ def test_a_full_disk_is_an_error_and_the_run_continues(
     assert main([*WORDS, "--only_do_unfinished"]) == 0
     assert main([*WORDS[:-1], "plain/"]) == 0
     for path in Path("plain").rglob("*.mrc"):
+        assert (output / path.relative_to("plain")).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("room", ["12k", "16k", "20k", "24k", "28k"])
+def test_a_full_disk_while_containers_are_begun(small_disk: Path, room: str) -> None:
+    """Its reason is told, whichever of the library's writes fails; with more room it continues."""
+    subprocess.run(["mount", "-o", f"remount,size={room}", small_disk], check=True)
+    words = [*WORDS, "--hdf5", "--no_mrc", "--ignore_disk_space"]
+    command = [sys.executable, "-P", "-m", "relion_pseudosubtomo", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert f"could not be written: {os.strerror(28)}" in done.stderr
+    output = small_disk / "out"
+    assert not list(output.rglob("*.tmp-*"))
+    assert not list(output.rglob("*.h5"))
+    subprocess.run(["mount", "-o", "remount,size=8m", small_disk], check=True)
+    assert main([*words, "--only_do_unfinished"]) == 0
+    assert main([*words[:-1], "--o", "plain/"]) == 0
+    for path in Path("plain").rglob("*.h5"):
         assert (output / path.relative_to("plain")).read_bytes() == path.read_bytes()
