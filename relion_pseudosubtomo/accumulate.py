@@ -51,16 +51,13 @@ class Accumulators:
         self._lock = threading.Lock()
         self._box = options.crop
         self._scale = average_scale
-        self._sums: Sums = {}
+        self._sums: Sums = _make_sums(self._box) if options.sum else {}
         self._halves = [FourierAverage(self._box) for _ in range(2)] if options.average else []
         self._packed: dict[tuple[int, int], _Packed] = {}
 
     def add_subtomogram(self, subtomogram: Subtomogram) -> None:
         """Add a particle to the sums of `--sum`."""
         with self._lock:
-            if "data" not in self._sums:
-                self._sums["data"] = np.zeros(subtomogram.data.shape)
-                self._sums["weight"] = np.zeros(subtomogram.weight.shape)
             self._sums["data"] += subtomogram.data
             self._sums["weight"] += subtomogram.weight
 
@@ -103,6 +100,11 @@ class Accumulators:
             self._sums[data] = average.data.astype(np.complex64)
             self._sums[weight] = average.weight.astype(np.float32)
         return self._sums
+
+
+def _make_sums(box: int) -> Sums:
+    """Return what `--sum` adds to, there even where no particle is fit to be added."""
+    return {"data": np.zeros((box, box, box)), "weight": np.zeros((box, box, box // 2 + 1))}
 
 
 def make_halves(sums: Sums) -> tuple[FourierAverage, FourierAverage]:

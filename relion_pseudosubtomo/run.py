@@ -178,6 +178,11 @@ def _write_sums(options: JobOptions, run: Extraction, plan: Plan, records: list[
     tomogram = run.job.tomogram_set.tomograms[plan.tasks[0].tomogram]
     voxel_size = options.binning * tomogram.pixel_size
     if options.sum:
+        if not sums["weight"].any():
+            logger.warning(
+                "No particle could be added up, each has pixels that are NaN or infinite: "
+                "sum_*.mrc hold zeros"
+            )
         write_sums(options, voxel_size, sums)
     if options.average:
         run.summary.average = write_average(options, voxel_size, sums)

@@ -891,3 +891,28 @@ def test_bad_pixels_do_not_spoil_what_is_added_up(
     np.testing.assert_array_equal(
         mrcfile.read("alone/sum_data.mrc"), mrcfile.read("out/sum_data.mrc")
     )
+
+
+def test_sums_of_tomograms_that_add_nothing(
+    project: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All particles of a tomogram have bad pixels: the sum is that of the others; or zeros."""
+
+    def spoil(name: str, image: np.ndarray) -> np.ndarray:
+        if name.startswith("TS_01"):
+            image[:] = np.nan
+        return image
+
+    assert run(*BOX_3D, "--sum", "--only_tomogram", "TS_03", output="alone/") == 0
+    change_frames(project, spoil)
+    assert run(*BOX_3D, "--sum") == 0
+    for name in ("sum_data.mrc", "sum_weight.mrc", "sum_div.mrc"):
+        np.testing.assert_array_equal(
+            mrcfile.read(Path("alone", name)), mrcfile.read(Path("out", name))
+        )
+    assert "sum_*.mrc hold zeros" not in capsys.readouterr().err
+    words = ["--sum", "--average", "--only_tomogram", "TS_01"]
+    assert run(*BOX_3D, *words, output="none/") == 0
+    assert "sum_*.mrc hold zeros" in capsys.readouterr().err
+    for name in ("sum_data.mrc", "sum_weight.mrc", "sum_div.mrc", "average.mrc"):
+        assert not mrcfile.read(Path("none", name)).any()
