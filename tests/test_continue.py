@@ -478,6 +478,53 @@ def test_sums_of_a_finished_run_are_used_by_the_next(case: ProjectCopy) -> None:
     assert np.abs(continued - fresh).max() <= 1e-6 * np.abs(fresh).max()
 
 
+def damage_sums(how: str) -> Path:
+    """Spoil the partial sums of the first tomogram; return their path."""
+    path = sums_files()[0]
+    content = bytearray(path.read_bytes())
+    if how == "missing":
+        path.unlink()
+    elif how == "changed":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes({"empty": b"", "cut": content[:1000], "zeros": bytes(len(content))}[how])
+    return path
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "zeros"])
+def test_damaged_partial_sums_are_made_again(case: ProjectCopy, damage: str) -> None:
+    """Their tomogram's particles are extracted again, the others are not."""
+    assert main([*WORDS, "--sum"]) == 0
+    before = contents()
+    damage_sums(damage)
+    assert main([*CONTINUE, "--sum"]) == 0
+    assert n_done_before() == 2
+    assert contents() == before
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed"])
+def test_partial_sums_that_cannot_be_read_at_the_merge(
+    case: ProjectCopy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: str,
+) -> None:
+    """The message names the file and says what to do; that helps."""
+    assert main([*WORDS, "--sum"]) == 0
+    before = contents()
+    path = damage_sums(damage)
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordStore, "is_intact", lambda *_, **__: True)
+        assert main([*CONTINUE, "--sum"]) == 1
+    shown = capsys.readouterr().err
+    assert f"Partial sums in {path} cannot be read: " in shown
+    assert "Remove the file and start again with --only_do_unfinished" in shown
+    path.unlink(missing_ok=True)
+    assert main([*CONTINUE, "--sum"]) == 0
+    assert contents() == before
+
+
 def test_what_cannot_be_written_is_never_left_out_silently(
     case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

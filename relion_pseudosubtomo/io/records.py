@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from relion_pseudosubtomo.errors import OutputError
 from relion_pseudosubtomo.io.atomic import atomic_path, write_text
 from relion_pseudosubtomo.model import Sums
 from relion_pseudosubtomo.options import particle_file
@@ -25,6 +27,9 @@ JOB_FILE = "job.json"
 
 #: Changes when the layout of records does: old ones are not understood then.
 RECORD_VERSION = 1
+
+#: What `np.load` raises, depending on where an archive is damaged.
+_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,23 @@ class RecordStore:
         return records
 
     def read_sums(self, record: Record) -> Sums:
-        """Return the sums beside a record."""
-        with np.load(self._path(record).with_suffix(".npz")) as arrays:
-            return dict(arrays)
+        """Return the sums beside a record.
+
+        Raises
+        ------
+        OutputError
+            Where they cannot be read.
+        """
+        path = self._path(record).with_suffix(".npz")
+        try:
+            with np.load(path) as arrays:
+                return dict(arrays)
+        except _DAMAGE as error:
+            reason = getattr(error, "strerror", None) or error
+            raise OutputError(
+                f"Partial sums in {path} cannot be read: {reason}. Remove the file and start again "
+                "with --only_do_unfinished, which makes it anew"
+            ) from error
 
     def sums_size(self, record: Record) -> int:
         """Return the bytes of the sums beside a record; 0 where there are none."""
@@ -135,11 +154,14 @@ class RecordStore:
         path.with_suffix(".npz").unlink(missing_ok=True)
 
     def is_intact(self, record: Record, *, with_sums: bool) -> bool:
-        """Return whether every file of a record is there, of its size, and not newer than it."""
+        """Return whether every file of a record is there, of its size, and not newer than it.
+
+        Sums are looked at no further than that they end as they should.
+        """
         path = self._path(record)
         try:
             written = path.stat().st_mtime_ns
-            if with_sums and not path.with_suffix(".npz").exists():
+            if with_sums and not zipfile.is_zipfile(path.with_suffix(".npz")):
                 return False
             for name, size in zip(record.files(), record.sizes, strict=True):
                 status = os.stat(self._output / name)
