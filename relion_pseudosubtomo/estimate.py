@@ -106,21 +106,21 @@ def sums_bytes(options: JobOptions) -> int:
     return n_bytes + (2 * (8 + 4) * n_half if options.average else 0)
 
 
-def all_sums_bytes(options: JobOptions, n_ranges: int, ranks: int) -> int:
+def all_sums_bytes(options: JobOptions, n_pieces: int, ranks: int) -> int:
     """Return the bytes of all sums that a run leaves beside its records.
 
-    Of each range; ranks that share tomograms at the end of a run leave about one more each; and
-    those of one tomogram, while they are joined, are there in double precision besides.
+    Of each piece; ranks that share tomograms may leave one more each, as estimated times are not
+    exact; and those of one tomogram, while they are joined, are there in double precision besides.
 
     Parameters
     ----------
     options : JobOptions
-    n_ranges : int
-        Ranges of particles that are to be done.
+    n_pieces : int
+        Ranges of particles, as the ranks will get them.
     ranks : int
     """
     shared = ranks - 1 if options.may_split else 0
-    return sums_bytes(options) * (n_ranges + shared + 2) if n_ranges else 0
+    return sums_bytes(options) * (n_pieces + shared + 2) if n_pieces else 0
 
 
 def passing_bytes(options: JobOptions, n_bytes: Sequence[int], ranks: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,7 @@ from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.output_directory import Completed, OutputDirectory
 from relion_pseudosubtomo.parallel.coordinate import News
+from relion_pseudosubtomo.parallel.forecast import count_pieces
 from relion_pseudosubtomo.parallel.schedule import TaskCost
 from relion_pseudosubtomo.parallel.work import Outcome, Piece
 from relion_pseudosubtomo.parallel.world import Pool
@@ -79,6 +80,14 @@ def memory_text(options: JobOptions, job: JobInput, tomograms: list[Tomogram], t
     tables = table_memory(job.particle_set, job.trajectories)
     text = f"{memory / 1e9:.2f} GB a rank"
     return f"{text}, {tables / 1e9:.2f} GB more on rank 0 for the tables" if tables > 5e7 else text
+
+
+def sums_to_write(options: JobOptions, costs: Sequence[TaskCost], ranks: int) -> int:
+    """Return the bytes of the partial sums that a run writes, one for each piece of a tomogram."""
+    if not options.makes_sums:
+        return 0
+    n_pieces = count_pieces(costs, ranks, split=options.may_split)
+    return all_sums_bytes(options, n_pieces, ranks)
 
 
 @dataclass
@@ -141,7 +150,7 @@ class Extraction:
             self.summary.count_bad_values(record.tomogram, record.n_clipped, record.n_not_finite)
         self._tell_prebin()
         costs = self._costs(start.threads)
-        self.directory.check_space(self._bytes_to_write(pool.size))
+        self.directory.check_space(self._bytes_to_write(costs, pool.size))
         if self.stop_wanted(start):  # old results are not given up for a run that does nothing
             return False
         self.directory.begin()
@@ -224,7 +233,7 @@ class Extraction:
             costs.append(TaskCost(begin, each / threads, self.completed.missing(task), beside))
         return costs
 
-    def _bytes_to_write(self, ranks: int) -> int:
+    def _bytes_to_write(self, costs: list[TaskCost], ranks: int) -> int:
         pairs = list(zip(self._tomograms(), self.plan.tasks, strict=True))
         ranges = [
             (tomogram, task.part(first, stop))
@@ -232,7 +241,7 @@ class Extraction:
             for first, stop in self.completed.missing(task)
         ]
         n_bytes = sum(task_bytes(self.options, tomogram, part) for tomogram, part in ranges)
-        n_bytes += all_sums_bytes(self.options, len(ranges), ranks)
+        n_bytes += sums_to_write(self.options, costs, ranks)
         unfinished = [
             container_bytes(self.options, tomogram, task)
             for tomogram, task in pairs

@@ -12,17 +12,17 @@ from relion_pseudosubtomo import merge
 from relion_pseudosubtomo.average_results import write_average
 from relion_pseudosubtomo.errors import PseudoSubtomoError
 from relion_pseudosubtomo.estimate import (
-    all_sums_bytes,
     task_bytes,
     task_seconds,
 )
-from relion_pseudosubtomo.extraction import Extraction, Start, memory_text
+from relion_pseudosubtomo.extraction import Extraction, Start, memory_text, sums_to_write
 from relion_pseudosubtomo.findings import bytes_text, shorten
 from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.lock import DirectoryLock
 from relion_pseudosubtomo.io.records import Record, add_up
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.output_directory import OutputDirectory
+from relion_pseudosubtomo.parallel.schedule import TaskCost
 from relion_pseudosubtomo.parallel.world import Pool
 from relion_pseudosubtomo.plan import Plan, leave_out_tasks
 from relion_pseudosubtomo.positions import project_particles
@@ -101,10 +101,11 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
 def _print_plan(options: JobOptions, job: JobInput, plan: Plan, ranks: int, threads: int) -> None:
     tomograms = [job.tomogram_set.tomograms[task.tomogram] for task in plan.tasks]
     pairs = list(zip(tomograms, plan.tasks, strict=True))
-    work = []
+    work, costs = [], []
     for tomogram, task in pairs:
         begin, each = task_seconds(options, tomogram, task)
         work.append(begin + each * len(task))
+        costs.append(TaskCost(begin, each / threads, ((0, len(task)),)))
     n_bytes = [task_bytes(options, tomogram, task) for tomogram, task in pairs]
     for line in plan_lines(plan, [t.name for t in tomograms], n_bytes, work, ranks):
         logger.info("%s", line)
@@ -118,7 +119,7 @@ def _print_plan(options: JobOptions, job: JobInput, plan: Plan, ranks: int, thre
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if sum(n_bytes) + all_sums_bytes(options, len(plan.tasks), ranks) > free:
+    if sum(n_bytes) + sums_to_write(options, costs, ranks) > free:
         logger.warning("Disk space: only %s are free", bytes_text(free))
     logger.info("Dry run: nothing was written.")
 

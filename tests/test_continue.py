@@ -19,9 +19,11 @@ from relion_pseudosubtomo import output_directory, pipeline, worker
 from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.estimate import all_sums_bytes, sums_bytes
+from relion_pseudosubtomo.extraction import sums_to_write
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.io.records import Record, RecordStore
 from relion_pseudosubtomo.output_directory import OutputDirectory
+from relion_pseudosubtomo.parallel.schedule import TaskCost
 from relion_pseudosubtomo.pipeline import ABORT_NOW, ABORTED, FAILURE
 
 WORDS = ["--p", "particles.star", "--t", "tomograms.star", "--b", "48", "--crop", "24"]
@@ -460,6 +462,18 @@ def test_ranks_that_share_tomograms_leave_more_partial_sums(case: ProjectCopy) -
     alone = case.options(sum=True, no_split=True)
     assert all_sums_bytes(alone, 5, 4) == all_sums_bytes(options, 5, 1)
     assert all_sums_bytes(options, 0, 4) == 0
+
+
+def test_every_piece_of_a_tomogram_leaves_partial_sums(case: ProjectCopy) -> None:
+    """Ranks that share few tomograms cut them into far more pieces than there are ranks."""
+    options, ranks = case.options(sum=True), 64
+    each = sums_bytes(options)
+    costs = [TaskCost(0.6, 0.051, ((0, 4000), (5000, 10_000)))] * 5
+    assert sums_to_write(options, costs, ranks) > 10 * ranks * each
+    assert sums_to_write(options, costs, 1) == (10 + 2) * each
+    assert sums_to_write(case.options(sum=True, no_split=True), costs, ranks) == (10 + 2) * each
+    assert sums_to_write(case.options(), costs, ranks) == 0
+    assert sums_to_write(options, [TaskCost(0.6, 0.051, ())], ranks) == 0
 
 
 def test_sums_of_a_finished_run_are_used_by_the_next(case: ProjectCopy) -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from relion_pseudosubtomo.parallel.forecast import count_pieces
 from relion_pseudosubtomo.parallel.schedule import TaskCost
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "simulate_schedule.py"
@@ -65,6 +66,26 @@ def test_few_tomograms_are_split(
     assert bound <= split.seconds < most * bound
     assert split.seconds < whole.seconds
     assert split.seconds < simulation.static_seconds(real, n_ranks)
+
+
+@pytest.mark.parametrize(
+    ("n_tomograms", "n_particles", "n_ranks"),
+    [(5, 10_000, 1), (5, 10_000, 8), (5, 10_000, 64), (500, 100, 64), (30, 300, 64)],
+)
+@pytest.mark.parametrize("split", [True, False])
+def test_number_of_pieces_is_foreseen(
+    simulation: ModuleType, n_tomograms: int, n_particles: int, n_ranks: int, split: bool
+) -> None:
+    """Well enough that one piece more a rank is always enough, and not much too much."""
+    estimated = simulation.estimate_costs([n_particles] * n_tomograms)
+    foreseen = count_pieces(estimated, n_ranks, split=split)
+    for seed in (1, 2, 3):
+        real = simulation.draw_real_costs(estimated, seed)
+        n_pieces = simulation.simulate(estimated, real, n_ranks, split=split).n_pieces
+        if split and n_ranks > 1:
+            assert n_pieces - (n_ranks - 1) <= foreseen <= 1.1 * n_pieces
+        else:
+            assert foreseen == n_pieces == n_tomograms
 
 
 def test_rank_0_has_time_to_spare(simulation: ModuleType) -> None:
