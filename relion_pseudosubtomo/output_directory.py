@@ -131,6 +131,12 @@ class OutputDirectory:
         """Return whether a tomogram is one that this run may do; results of others stay."""
         return self._options.only_tomogram in (None, tomogram)
 
+    def _unwanted_containers(self) -> list[str]:
+        """Return the tomograms whose containers go before this run begins."""
+        if self._options.hdf5 and not self._options.overwrite:
+            return []
+        return [name for name in self.containers.tomograms() if self._is_chosen(name)]
+
     def _leave_out_packed(
         self, by_name: dict[str, Task], completed: Completed, kept: list[Record]
     ) -> list[Record]:
@@ -154,9 +160,8 @@ class OutputDirectory:
         if writes_records(self._options):
             self.records.write_job(describe_options(self._options))
         self._remove_obsolete()
-        if self._options.overwrite or not self._options.hdf5:
-            for tomogram in filter(self._is_chosen, self.containers.tomograms()):
-                self.containers.remove(tomogram)
+        for tomogram in self._unwanted_containers():
+            self.containers.remove(tomogram)
         if self._options.overwrite:
             ReportStore(self._path).remove(self._options.only_tomogram)
         self.remove_temporary_files()
@@ -276,7 +281,7 @@ class OutputDirectory:
         free += sum(self.records.sums_size(record) for record in self._obsolete)
         if self._options.overwrite:
             free += sum(size for record in self._obsolete for size in record.sizes)
-            free += self.containers.disk_bytes(self._unwanted_containers)
+            free += self.containers.disk_bytes(self._unwanted_containers())
         if n_bytes > free and not self._options.ignore_disk_space:
             raise InputError(
                 f"Disk space in {self._options.output}: expected {bytes_text(n_bytes)} free, "
