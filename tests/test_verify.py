@@ -682,6 +682,9 @@ def test_joined_sets(
 
     def join(columns: Columns) -> None:
         more = added.tables["particles"].columns
+        more["rlnOpticsGroup"] = columns["rlnOpticsGroup"][:1].repeat(
+            added.tables["particles"].n_rows
+        )
         columns.update({k: np.concatenate([v, more[k]]) for k, v in columns.items()})
 
     change_table("particles", join, to="joined.star")
