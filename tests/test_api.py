@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from project_copy import ProjectCopy
 
 import relion_pseudosubtomo
 from relion_pseudosubtomo import (
+    Extracted,
     ParticleDataset,
     TiltSeries,
     extract_pseudo_subtomograms,
@@ -539,3 +541,32 @@ def test_replacing_images_of_a_series(here: Path) -> None:
     series, positions, _ = load_series()
     noise = replace(series, images=np.zeros_like(series.images))
     assert not next(extract_stacks(noise, positions, box=48, crop=24, binning=2.0)).images.any()
+
+
+@pytest.mark.parametrize(
+    ("extract", "box", "binning"),
+    [
+        (extract_pseudo_subtomograms, 242, 1.0),
+        (extract_pseudo_subtomograms, 286, 1.0),
+        (extract_stacks, 110, 1.3),
+        (extract_stacks, 130, 1.3),
+        (extract_stacks, 230, 1.1),
+    ],
+)
+def test_a_particle_leaves_nothing_behind(
+    extract: Callable[..., Iterator[Extracted]], box: int, binning: float
+) -> None:
+    """The same place again gives the same images: FFTW writes into its source at some sizes."""
+    rng, size = np.random.default_rng(0), 300
+    size_xyz = (size, size, 100)
+    tilts = np.array([-20.0, 0.0, 20.0])
+    images = rng.normal(size=(3, size, size)).astype(np.float32)
+    series = TiltSeries(
+        images, TiltSeries.project(images, 2.0, size_xyz, tilts), 2.0, size_xyz,
+        dose=3.0 * np.arange(3), defocus_u=np.full(3, 25000.0), defocus_v=np.full(3, 24000.0),
+        defocus_angle=np.zeros(3),
+    )  # fmt: skip
+    place = np.array([[size / 2 + 0.3, size / 2, 50.0]] * 3)
+    one, two, three = extract(series, place, box=box, crop=32, binning=binning)
+    for again in (two, three):
+        np.testing.assert_array_equal(again.images, one.images)

@@ -60,7 +60,11 @@ def plan_forward(
     *,
     keeps_source: bool = False,
 ) -> Plan:
-    """Return a plan of the forward transform, real or complex by the arrays' types."""
+    """Return a plan of the forward transform, real or complex by the arrays' types.
+
+    Without `keeps_source` the plan may use `source` as scratch space: which sizes do is FFTW's
+    choice.
+    """
     return _plan(source, target, axes, "FFTW_FORWARD", keeps_source=keeps_source)
 
 

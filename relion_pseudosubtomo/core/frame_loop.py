@@ -123,7 +123,8 @@ class FrameLoop:
             self.gathered = fft.padded_columns(half, s)
             self.masked_fs = scratch.zeros((half, s), np.complex64)
             self.from_rows = fft.plan_forward(self.pairs_rs, self.pairs_fs)
-            self.from_columns = fft.plan_forward(self.gathered, self.masked_fs)
+            # only the image's rows are ever filled: the zeros beside them have to last
+            self.from_columns = fft.plan_forward(self.gathered, self.masked_fs, keeps_source=True)
 
     def run(
         self,

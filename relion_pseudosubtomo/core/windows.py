@@ -65,9 +65,10 @@ class WindowTransform:
         block = -(-window // n_blocks)
         self.parts = scratch.zeros((block, n_parts, length), np.complex64)
         self.parts_fs = scratch.zeros(self.parts.shape, np.complex64)
-        self.row_plan = fft.plan_forward(self.parts, self.parts_fs)
-        self.factors = join_factors(window, half, n_parts)
         self._is_odd = window % 2 == 1
+        # rows of an odd window fill the real parts alone: the zeros beside them have to last
+        self.row_plan = fft.plan_forward(self.parts, self.parts_fs, keeps_source=self._is_odd)
+        self.factors = join_factors(window, half, n_parts)
         if self._is_odd:
             self.rows = scratch.zeros((block, window), np.float32)
         else:

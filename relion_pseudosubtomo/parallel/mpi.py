@@ -36,6 +36,13 @@ _ORDER, _NEWS, _HELLO, _SHARED = 1, 2, 3, 4
 #: Reports are rarer where there are many ranks, so that rank 0 gets at most 200 a second.
 REPORT_INTERVAL_PER_RANK = 0.005
 
+#: Seconds after which a rank with nothing to say says so, and those of silence after which it is
+#: taken for dead. Launchers end all ranks when one dies, but not all do: srun with pmi2 does not.
+HEARTBEAT, SILENCE = 60.0, 600.0
+
+#: Seconds that count between two looks at most: a job that was suspended heard nobody meanwhile.
+_LONGEST_LOOK = 1.0
+
 #: Seconds a launcher gets to pass on what a rank printed before it kills all of them.
 _FORWARDING = 0.5
 
@@ -139,6 +146,8 @@ class _Others:
         self.ranks = set(range(1, comm.Get_size()))
         self.lost: set[int] = set()
         self._cores = {0: _own_cores()}
+        self._silence = dict.fromkeys(self.ranks, 0.0)
+        self._last_look = time.monotonic()
 
     @property
     def patience(self) -> float:
@@ -224,13 +233,20 @@ class _Others:
         self._sent = left
 
     def take_news(self) -> list[News]:
-        """Return what has come in, without waiting; a dead rank is news too."""
+        """Return what has come in, without waiting; a dead rank is news too.
+
+        Raises
+        ------
+        RuntimeError
+            Where a rank was silent for too long: no launcher said so, but it must be dead.
+        """
         self._forget_sent()
         news: list[News] = []
         while True:
             try:
                 message = _probe(self._comm, MPI.ANY_SOURCE, _NEWS)
                 if message is None:
+                    self._watch_silence({each.rank for each in news})
                     return news
                 news.append(message.recv())
             except MPI.Exception as error:
@@ -240,6 +256,18 @@ class _Others:
                 if not dead:
                     return news
                 news += [News(rank, [], lost=True) for rank in dead]
+
+    def _watch_silence(self, heard: set[int]) -> None:
+        now = time.monotonic()
+        passed, self._last_look = min(now - self._last_look, _LONGEST_LOOK), now
+        for rank in self.ranks:
+            self._silence[rank] = 0.0 if rank in heard else self._silence[rank] + passed
+            if self._silence[rank] > SILENCE:
+                raise RuntimeError(
+                    f"rank {rank} on {self._cores[rank][0]} was not heard of for {SILENCE:g} s: it "
+                    "was killed, for too little memory say, or its node is lost. All ranks end; "
+                    "--only_do_unfinished continues the job."
+                )
 
     def _find_dead(self) -> list[int]:
         """Return ranks that have died since the last look, and take note (ULFM)."""
@@ -277,7 +305,7 @@ class _Servant:
         self._stop = stop
         self._sent: list[MPI.Request] = []
         self._runner: Runner | None = None
-        self._last_report = 0.0
+        self._last_report = self._last_news = 0.0
         self._said_stopping = False
         self._has_asked = False
         self._interval = max(REPORT_INTERVAL, REPORT_INTERVAL_PER_RANK * comm.Get_size())
@@ -329,8 +357,10 @@ class _Servant:
             return
         self._last_report = now
         count = self._runner.control.take_count()
-        if not (outcomes or stopping or asks or count):
+        is_silent = now - self._last_news > HEARTBEAT
+        if not (outcomes or stopping or asks or count or is_silent):
             return
+        self._last_news = now
         busy = self._runner.busy_seconds
         news = News(self._rank, outcomes, count, private_memory(), busy, asks, stopping)
         self._sent.append(self._comm.isend(news, 0, _NEWS))

@@ -71,7 +71,11 @@ def wait_for_images(output: Path) -> None:
 
 
 def run_and_kill(
-    words: list[str], environment: dict[str, str], rank: int, wait: Callable[[], None]
+    words: list[str],
+    environment: dict[str, str],
+    rank: int,
+    wait: Callable[[], None],
+    number: signal.Signals = signal.SIGKILL,
 ) -> tuple[int, str]:
     """Start a job, wait, kill one of its ranks, wait for the end of it."""
     mark = uuid.uuid4().hex
@@ -86,7 +90,7 @@ def run_and_kill(
         wait()
         victim = find_rank(mark, rank)
         if victim is not None:
-            os.kill(victim, signal.SIGKILL)
+            os.kill(victim, number)
         try:
             output, _ = process.communicate(timeout=TIME_LIMIT)
         except subprocess.TimeoutExpired:
@@ -244,6 +248,28 @@ def test_a_rank_in_another_directory_ends_the_job(
     done = run_serial(*words, "--only_do_unfinished")
     assert done.returncode == 0, done.stdout
     assert_same_results(Path("PS/whole"), output)
+
+
+def test_a_rank_that_is_silent_ends_all_ranks(
+    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no launcher tells that a rank is gone: here it stands still; limits are shortened."""
+    monkeypatch.chdir(finished)
+    script = Path("relion_pseudosubtomo_short.py")
+    script.write_text(
+        "import sys\n"
+        "from relion_pseudosubtomo.parallel import mpi\n"
+        "mpi.HEARTBEAT, mpi.SILENCE = 1.0, 5.0\n"
+        "from relion_pseudosubtomo.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    output = Path("PS/silent")
+    words = [*launcher.command(3)[:-2], str(script), *OPTIMISATION_SET, *BOX, "--o", f"{output}/"]
+    wait = partial(wait_for_images, output)
+    status, text = run_and_kill(words, launcher.environment, 2, wait, signal.SIGSTOP)
+    assert status != 0
+    assert f"rank 2 on {platform.node()} was not heard of for 5 s" in text
+    assert not (output / "particles.star").exists()
 
 
 def test_bad_input_ends_all_ranks_with_the_messages_once(workdir: Path, launcher: Launcher) -> None:

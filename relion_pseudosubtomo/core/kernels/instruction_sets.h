@@ -4,7 +4,11 @@
 #define PSEUDOSUBTOMO_INSTRUCTION_SETS_H
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
 #define PS_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else /* the first that makes clones for such a level */
+#define PS_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
+#endif
 #define PS_HAVE_F16C 1
 #else
 #define PS_CLONES

@@ -41,7 +41,7 @@ static void convert_half_f16c(const char *source, int64_t n, float *out)
 static void convert_half(const char *source, int64_t n, float *out)
 {
 #ifdef PS_HAVE_F16C
-    if (__builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2")) { /* which has f16c; older compilers cannot ask for that */
         convert_half_f16c(source, n, out);
         return;
     }
