@@ -31,7 +31,7 @@ def noise_weight(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Floa
     Raises
     ------
     InputError
-        Where no block fits into the image.
+        Where no block fits into the image, or none is without NaN and infinite pixels.
     OSError
         If the image cannot be read any more.
     """
@@ -47,7 +47,8 @@ def noise_weight(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Floa
 def _mean_power(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Floats:
     """Return the mean power of blocks that half overlap, shape (window, window // 2 + 1).
 
-    Blocks above each other share rows, whose transforms are made once.
+    Blocks above each other share rows, whose transforms are made once. One with pixels that are not
+    finite is left out: it would spoil the whole mean.
     """
     height, width = image_bytes.view(kernels.IMAGE_DTYPES[mode]).shape
     tops, lefts = (range(0, size - window + 1, window // 2) for size in (height, width))
@@ -56,15 +57,22 @@ def _mean_power(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Float
     columns = fft.padded_columns(window // 2 + 1, window)
     to_rows = fft.plan_forward(strip_rs, strip_fs)
     to_columns = fft.plan_forward(strip_fs[:window].T, columns, keeps_source=True)
-    power = np.zeros(columns.shape)
+    power, n_blocks = np.zeros(columns.shape), 0
     for x in lefts:
         kernels.copy_rows(image_bytes, mode, np.array([x, 0]), 0, strip_rs)
         to_rows.execute()
         for y in tops:
             to_columns.update_arrays(strip_fs[y : y + window].T, columns)
             to_columns.execute()
-            kernels.add_power(columns, power)
-    return power.T / (len(tops) * len(lefts) * window**2)
+            if np.isfinite(columns[0, 0]):  # the sum of all its pixels
+                kernels.add_power(columns, power)
+                n_blocks += 1
+    if not n_blocks:
+        raise InputError(
+            f"--whiten: expected a part of {window} x {window} pixels of each tilt image without "
+            "NaN and infinite values, found none"
+        )
+    return power.T / (n_blocks * window**2)
 
 
 def half_complex_radius(shape: tuple[int, ...]) -> Floats:

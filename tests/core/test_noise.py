@@ -60,6 +60,18 @@ def test_an_image_smaller_than_the_window_is_refused(window: int, size: tuple[in
         noise.noise_weight(*view_bytes(image), window)
 
 
+def test_bad_pixels_are_left_out() -> None:
+    """Blocks that hold one do not count; with no block left the image is refused."""
+    image = coloured_image(96, 96)
+    good = noise.noise_weight(*view_bytes(image[:, 32:].copy()), 32)
+    image[[5, 90], [16, 15]] = np.nan, np.inf
+    image[50, 20] = np.nan
+    np.testing.assert_allclose(noise.noise_weight(*view_bytes(image), 32), good, rtol=0.1)
+    image[::20, ::20] = np.nan
+    with pytest.raises(InputError, match="32 x 32 pixels of each tilt image without NaN"):
+        noise.noise_weight(*view_bytes(image), 32)
+
+
 def test_a_window_of_the_image_size_fits() -> None:
     """One block is enough."""
     assert np.all(noise.noise_weight(*view_bytes(coloured_image(32, 32)), 32) > 0)
