@@ -11,6 +11,15 @@ from relion_pseudosubtomo.core.masks import crop_circle
 #: Rows transformed at once: a block of input and output stays in the second-level cache.
 BLOCK_BYTES = 300_000
 
+#: Lengths of complex lines for which FFTW's estimated plans take half the time a number of others.
+FAST_LENGTHS = frozenset(
+    (48, 64, 80, 96, 120, 128, 144, 160, 192, 200, 240, 256, 320, 384, 400, 512, 640, 1024, 1280)
+)
+
+#: How much longer others take; and, in units of what a fast length takes for a number and a step of
+#: log2: joining a part at one frequency, of rows and of columns, and dealing out a column's number.
+_SLOW, _JOIN_ROW, _JOIN_COLUMN, _DEAL_COLUMN = 2.2, 4.0, 1.5, 3.0
+
 
 class WindowTransform:
     """Transform of a window of s0 x s0 pixels, pruned to the columns kx = 0 .. s/2.
@@ -143,28 +152,34 @@ class WindowTransform:
 def split_row(window: int, box: int) -> tuple[int, int]:
     """Return into how many parts a row of a window is dealt, and the complex length of each.
 
-    The most parts that are not shorter than the box: then the row transform does no more than the
-    frequencies that are kept need.
+    Those that take the least time, of parts that have all frequencies that are kept, or of one.
     """
     if window % 2:
         return 1, window
-    parts = max(1, window // (2 * box))
-    while window % (2 * parts):
-        parts -= 1
-    return parts, window // (2 * parts)
+    n, kept = window // 2, box // 2 + 1
+    parts = [1, *(p for p in range(2, n // kept + 1) if n % p == 0)]
+    best = min(parts, key=lambda p: _transform_cost(n, p) + _JOIN_ROW * p * kept)
+    return best, n // best
 
 
 def split_column(window: int, box: int) -> int:
     """Return into how many parts a column of a window is dealt; 1: it is transformed as it is.
 
-    The most parts that are not shorter than the box. FFTW's estimated plans of long lines take
-    twice as long a number as those of a box's, but for powers of two.
+    Those that take the least time, of parts of a fast length that have all frequencies of the box,
+    or of one.
     """
-    parts = window // box
-    while parts > 1 and window % parts:
-        parts -= 1
-    is_fast = fft.is_one_piece(window // max(parts, 1))
-    return 1 if parts < 3 or is_fast else parts
+
+    def cost(parts: int) -> float:
+        dealt = _JOIN_COLUMN * parts * box + _DEAL_COLUMN * window if parts > 1 else 0
+        return _transform_cost(window, parts) + dealt
+
+    lengths = [length for length in FAST_LENGTHS if length >= box and window % length == 0]
+    return min([1, *(window // length for length in sorted(lengths))], key=cost)
+
+
+def _transform_cost(n: int, parts: int) -> float:
+    length = n // parts
+    return n * float(np.log2(length)) * (1 if length in FAST_LENGTHS else _SLOW)
 
 
 def column_factors(window: int, box: int, parts: int) -> NDArray[np.float32]:

@@ -255,10 +255,10 @@ def test_cut_binned_is_the_window_filtered_alone(
 
 @pytest.mark.parametrize(
     ("window", "n_columns"),
-    [(768, 97), (1152, 97), (192, 49), (256, 129), (10, 6), (40, 3), (75, 26)],
+    [(768, 97), (1152, 97), (576, 97), (192, 49), (256, 129), (10, 6), (40, 3), (75, 26)],
 )
 def test_joined_parts_are_the_transform_of_the_row(window: int, n_columns: int) -> None:
-    """Whole, dealt to 2 or 3 parts, odd: the first frequencies of the real transform."""
+    """Whole, dealt to 2, 3 or more parts, odd: the first frequencies of the real transform."""
     rng = np.random.default_rng(window)
     rows = rng.normal(size=(11, window)).astype(np.float32)
     parts, length = split_row(window, 2 * n_columns - 2)
@@ -293,12 +293,12 @@ def test_joined_rows_that_do_not_fit_are_left_out(first_row: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "box"), [(768, 192), (1152, 192), (230, 16), (36, 10), (90, 22)]
+    ("window", "box", "parts"),
+    [(768, 192, 4), (768, 192, 2), (1152, 192, 6), (230, 16, 10), (36, 10, 3), (90, 22, 3)],
 )
-def test_joined_parts_are_the_transform_of_the_column(window: int, box: int) -> None:
+def test_joined_parts_are_the_transform_of_the_column(window: int, box: int, parts: int) -> None:
     """At the frequencies next to 0, also where a part has more than the box."""
-    rng, parts = np.random.default_rng(window), split_column(window, box)
-    assert parts > 2
+    rng = np.random.default_rng(window)
     columns = random_complex(rng, 5, window)
     dealt = columns.reshape(5, window // parts, parts).swapaxes(1, 2)
     parts_fs = np.ascontiguousarray(np.fft.fft(dealt).astype(np.complex64))
@@ -312,12 +312,29 @@ def test_joined_parts_are_the_transform_of_the_column(window: int, box: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("window", "box", "parts"),
-    [(768, 192, 4), (768, 180, 4), (1152, 192, 6), (384, 192, 1), (512, 128, 1), (601, 16, 1)],
+    ("window", "box", "parts", "column_parts"),
+    [
+        (768, 192, 1, 4),
+        (1152, 192, 3, 6),
+        (576, 192, 2, 3),
+        (720, 180, 3, 3),
+        (432, 144, 2, 3),
+        (384, 96, 1, 1),
+        (640, 160, 1, 1),
+        (512, 256, 1, 1),
+        (896, 224, 2, 1),
+        (192, 192, 1, 1),
+        (14, 14, 1, 1),
+        (601, 16, 1, 1),
+    ],
 )
-def test_which_columns_are_dealt_out(window: int, box: int, parts: int) -> None:
-    """Long ones, to whole parts that hold the box's frequencies; not where FFTW is fast anyway."""
-    assert split_column(window, box) == parts
+def test_into_which_parts_windows_are_dealt(
+    window: int, box: int, parts: int, column_parts: int
+) -> None:
+    """Lengths that FFTW is fast at, with all frequencies that are kept; few parts."""
+    length = window if window % 2 else window // (2 * parts)
+    assert split_row(window, box) == (parts, length)
+    assert split_column(window, box) == column_parts
 
 
 # make_ramps
