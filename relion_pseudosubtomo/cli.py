@@ -8,7 +8,9 @@ import functools
 import io
 import logging
 import os
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from relion_pseudosubtomo.worker import SharedJob
 
 logger = logging.getLogger("relion_pseudosubtomo")
+
+#: Seconds that ranks which refuse to work give each other.
+_FAREWELL = 3.0
 
 #: Characters of a name that are shown.
 _SHOWN = 60
@@ -82,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if speaks_for_all(os.environ):
             logger.error("%s.%s", error, hint)
             _tell_pipeline(words)
+        _wait_for_slower_ranks()
         return EXIT_USAGE
     except SystemExit as leave:  # --help and --version
         return int(leave.code or 0)
@@ -147,6 +153,18 @@ def _run_subcommand(name: str, words: list[str]) -> int:
     except (PseudoSubtomoError, OSError, UnicodeEncodeError) as error:
         logger.error("%s", _describe(error))
         return EXIT_FAILED
+
+
+def _wait_for_slower_ranks() -> None:
+    """Leave no launcher a reason to end the rank that speaks, or those that start late.
+
+    Some end all ranks as soon as one has left with an error (srun --kill-on-bad-exit).
+    """
+    from relion_pseudosubtomo.parallel.launch import expected_ranks
+
+    if expected_ranks(os.environ) > 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(_FAREWELL)
 
 
 def _describe(error: Exception) -> str:

@@ -5,6 +5,9 @@ Needs `--system`, root and Debian's packages. Nodes are emulated: all are this m
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -220,6 +223,29 @@ def check_refused(slurm: Cluster, project: Project, job: int) -> None:
     assert (end.state, end.status) == ("FAILED", USAGE), log_of(project)
     assert log_of(project).count("each is alone") == 1  # one rank speaks for all
     assert not project.output.exists()
+
+
+@ON_THREE_NODES
+def test_a_killed_rank_ends_the_job(slurm: Cluster, long: Project, mpich: Path) -> None:
+    """Also where srun starts ranks by pmi2, which does not end the others of itself."""
+    changes = {**job_size(slurm.n_nodes, tasks_per_node=1, threads=1), "mpi": "pmi2"}
+    environment = {"MPI4PY_LIBMPI": str(mpich), **MPICH_ON_OLD_SLURM}
+    job = submit(slurm, long, "many_nodes_srun.sh", changes, environment)
+    slurm.wait_until(lambda: long.n_records() > 0, job, SHORT_SECONDS)
+    os.kill(find_rank(job, slurm.n_nodes - 1), signal.SIGKILL)
+    end = slurm.wait(job, SHORT_SECONDS)
+    assert (end.state, end.status) == ("FAILED", 128 + signal.SIGKILL), log_of(long)
+
+
+def find_rank(job: int, rank: int) -> int:
+    """Return the process of a rank of a job."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "environ").read_bytes().split(b"\0")
+            wanted = {b"SLURM_JOB_ID=%d" % job, b"SLURM_PROCID=%d" % rank}
+            if wanted <= set(words) and b"relion_pseudosubtomo" in (entry / "cmdline").read_bytes():
+                return int(entry.name)
+    raise AssertionError(f"rank {rank} of job {job} does not run")
 
 
 @ON_THREE_NODES
