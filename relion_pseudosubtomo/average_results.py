@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.accumulate import make_halves
-from relion_pseudosubtomo.core.fsc import fourier_shell_correlation, resolution_at
+from relion_pseudosubtomo.core.fsc import NO_RESOLUTION, fourier_shell_correlation, resolution_at
 from relion_pseudosubtomo.io import mrc, star
 from relion_pseudosubtomo.merge import output_path, text_column
 from relion_pseudosubtomo.model import Sums
@@ -23,9 +23,6 @@ AVERAGE_MAP, FSC_FILE = "average.mrc", "average_fsc.star"
 
 #: Thresholds of the FSC at which the resolution is told.
 LEVELS = (0.143, 0.5)
-
-#: RELION's value in Angstrom for a resolution that there is not.
-NO_RESOLUTION = 999.0
 
 
 def write_average(options: JobOptions, voxel_size: float, sums: Sums) -> dict[str, float | None]:

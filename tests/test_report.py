@@ -453,7 +453,13 @@ def test_average_is_shown(project: ProjectCopy) -> None:
     page = Page()
     assert sum("slice of the average" in alt for alt in page.all_of("img", "alt")) == 3
     assert "Fourier shell correlation of the half maps: 0.143 at" in page.text
-    Path("out/average_fsc.star").write_text("data_\n\n_rlnOther 1\n")
+    curve = Path("out/average_fsc.star")
+    none = re.sub(r"(?m)^(_rlnFinalResolution\s+).*$", r"\g<1>999.000000", curve.read_text())
+    curve.write_text(none)
+    assert main(["report", "out"]) == 0
+    assert "Fourier shell correlation of the half maps: none at 0.143" in Page().text
+    assert "999" not in Page().text.partition("Fourier shell correlation")[2][:80]
+    curve.write_text("data_\n\n_rlnOther 1\n")
     assert main(["report", "out"]) == 0
     assert "Fourier shell correlation" not in Page().text
 

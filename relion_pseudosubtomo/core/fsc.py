@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
+#: RELION's value in Angstrom, in its files, for a resolution that there is not.
+NO_RESOLUTION = 999.0
+
 
 def fourier_shell_correlation(volume_a: NDArray, volume_b: NDArray) -> Floats:
     """Return the correlation of two volumes, shell by shell (Harauz & van Heel 1986).

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.core.fsc import NO_RESOLUTION
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings
 from relion_pseudosubtomo.io.mrc import read_volume
@@ -99,7 +100,8 @@ class Average:
     frequency, fsc : ndarray, shape (k,), float64
         1/Angstrom and the correlation of the half maps by shell; empty where they are missing.
     resolution : float
-        Where the correlation falls below 0.143, Angstrom; NaN where that is not known.
+        Where the correlation falls below 0.143, Angstrom; infinity where it starts below, NaN where
+        that is not known.
     """
 
     slices: list[Floats]
@@ -337,7 +339,8 @@ def _read_average(directory: str) -> Average | None:
     if len(frequency) != len(fsc):
         frequency = fsc = np.zeros(0)
     first_row = tables["general"].first_row() if "general" in tables else {}
-    return Average(slices, frequency, fsc, _number(first_row.get(labels.FINAL_RESOLUTION)))
+    resolution = _number(first_row.get(labels.FINAL_RESOLUTION))
+    return Average(slices, frequency, fsc, np.inf if resolution >= NO_RESOLUTION else resolution)
 
 
 def _say_what_is_missing(contents: Contents) -> None:

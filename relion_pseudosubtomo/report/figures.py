@@ -352,7 +352,8 @@ def draw_fsc(frequency: Floats, fsc: Floats, resolution: float, threshold: float
     frequency, fsc : ndarray, shape (k,)
         1/Angstrom, and the correlation.
     resolution : float
-        Where it falls below the threshold, Angstrom; NaN where that is not known.
+        Where it falls below the threshold, Angstrom; infinity where it starts below, NaN where that
+        is not known.
     threshold : float
     """
     good = np.isfinite(fsc) & np.isfinite(frequency)
@@ -360,6 +361,8 @@ def draw_fsc(frequency: Floats, fsc: Floats, resolution: float, threshold: float
     if len(fsc) == 0 or frequency.max() <= 0:
         return None
     end = f": {threshold:g} at {resolution:.1f} Å" if np.isfinite(resolution) else ""
+    if np.isposinf(resolution):
+        end = f": none at {threshold:g}"
     chart = Chart(
         f"Fourier shell correlation of the half maps{end}",
         "spatial frequency (1/Å)",
