@@ -426,6 +426,26 @@ def test_images_of_another_byte_order_are_taken(here: Path) -> None:
     np.testing.assert_array_equal(swapped.images, expected.images)
 
 
+@pytest.mark.parametrize("extract", [extract_stacks, extract_pseudo_subtomograms])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"box": 64, "crop": 64 / 2}, r"crop: expected a whole number, found 32\.0"),
+        ({"box": 64.0, "crop": 32}, r"box: expected a whole number, found 64\.0"),
+        ({"box": "64"}, "box: expected a whole number, found '64'"),
+        ({"box": 400, "crop": 24, "whiten": True}, r"--whiten needs .* 400 x 400 pixels or more"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(
+    here: Path, extract: Callable[..., Iterator[Extracted]], options: dict, message: str
+) -> None:
+    """At the call; whole numbers of NumPy are taken."""
+    series, positions, _ = load_series()
+    with pytest.raises(InputError, match=message):
+        extract(series, positions, **options)
+    assert next(extract(series, positions, box=np.int64(48), crop=np.int32(24)))
+
+
 def test_nothing_to_extract(here: Path) -> None:
     """No position is no error."""
     series, _, _ = load_series()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from relion_pseudosubtomo.core.geometry import projection_matrices
 from relion_pseudosubtomo.core.inputs import Aberrations
 from relion_pseudosubtomo.core.kernels import IMAGE_DTYPES
+from relion_pseudosubtomo.core.noise import check_noise_window
 from relion_pseudosubtomo.core.subtomogram import ParticleExtractor
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import format_findings, list_first
@@ -186,11 +188,13 @@ def extract_stacks(
     Raises
     ------
     InputError
-        For options that make no sense or have none here, and for arrays of another shape or type
-        or with numbers that are not finite; at the call, not at the first particle.
+        For options that make no sense or have none here, and for arrays of another shape or type,
+        or, but for the images, with numbers that are not finite; at the call, not at the first
+        particle.
     """
     job = _make_options(box, crop, binning, options, stack2d=True)
-    return _extract(series, _make_tomogram(series), _make_particle_set(series, positions), job)
+    particle_set = _make_particle_set(series, positions)
+    return _extract(series, _make_tomogram(series, job), particle_set, job)
 
 
 def extract_pseudo_subtomograms(
@@ -226,7 +230,7 @@ def extract_pseudo_subtomograms(
     """
     job = _make_options(box, crop, binning, options, stack2d=False)
     particle_set = _make_particle_set(series, positions, angles)
-    return _extract(series, _make_tomogram(series), particle_set, job)
+    return _extract(series, _make_tomogram(series, job), particle_set, job)
 
 
 def _make_options(
@@ -239,11 +243,20 @@ def _make_options(
             f"Options of an extraction in memory: expected {', '.join(sorted(taken))}, found "
             f"{list_first(sorted(others))}. Leave out what changes no numbers here."
         )
-    job = JobOptions("", box, box if crop is None else crop, binning, stack2d=stack2d, **options)
+    box = _read_size("box", box)
+    crop = box if crop is None else _read_size("crop", crop)
+    job = JobOptions("", box, crop, binning, stack2d=stack2d, **options)
     findings = check_options(job)
     if findings.errors:
         raise InputError(format_findings(findings))
     return job
+
+
+def _read_size(what: str, size: int) -> int:
+    try:
+        return operator.index(size)
+    except TypeError as error:
+        raise InputError(f"{what}: expected a whole number, found {size!r}") from error
 
 
 def _extract(
@@ -268,7 +281,7 @@ def _extract(
         yield Extracted(images, weights, view.visible, pixel_size)
 
 
-def _check_series(series: TiltSeries) -> None:
+def _check_series(series: TiltSeries, options: JobOptions) -> None:
     """Refuse images and microscopes that extraction would fail at, or misread."""
     images, contrast = series.images, series.amplitude_contrast
     types = [np.dtype(dtype) for dtype in IMAGE_DTYPES.values()]
@@ -287,6 +300,8 @@ def _check_series(series: TiltSeries) -> None:
     ):
         if not is_good:
             raise InputError(f"{what} of a tilt series: expected {expected}, found {found}")
+    if options.whiten:
+        check_noise_window(images.shape[1:], options.window)
 
 
 def _read(what: str, values: ArrayLike, *shape: int | str) -> Floats:
@@ -302,8 +317,8 @@ def _read(what: str, values: ArrayLike, *shape: int | str) -> Floats:
     return array
 
 
-def _make_tomogram(series: TiltSeries) -> Tomogram:
-    _check_series(series)
+def _make_tomogram(series: TiltSeries, options: JobOptions) -> Tomogram:
+    _check_series(series, options)
     n, height, width = series.images.shape
     zero, one = np.zeros(n), np.ones(n)
     phase_shift = zero if series.phase_shift is None else series.phase_shift

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,13 +37,31 @@ def noise_weight(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Floa
     OSError
         If the image cannot be read any more.
     """
-    height, width = image_bytes.view(kernels.IMAGE_DTYPES[mode]).shape
+    check_noise_window(image_bytes.view(kernels.IMAGE_DTYPES[mode]).shape, window)
+    return _invert(radial_average(_mean_power(image_bytes, mode, window)))
+
+
+def check_noise_window(shape: Sequence[int], window: int) -> None:
+    """Refuse images that noise cannot be measured in.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        (height, width) in pixels.
+    window : int
+        s0, unbinned pixels.
+
+    Raises
+    ------
+    InputError
+        Where no window fits into them.
+    """
+    height, width = shape
     if window > min(height, width):
         raise InputError(
             f"--whiten needs tilt images of at least one window: expected {window} x {window} "
             f"pixels or more, found {width} x {height}"
         )
-    return _invert(radial_average(_mean_power(image_bytes, mode, window)))
 
 
 def _mean_power(image_bytes: NDArray[np.uint8], mode: int, window: int) -> Floats:
