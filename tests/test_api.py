@@ -310,6 +310,24 @@ def test_positions_and_options_of_extraction_in_memory(here: Path) -> None:
         extract_stacks(series, far, box=47)
 
 
+@pytest.mark.parametrize("extract", [extract_stacks, extract_pseudo_subtomograms])
+def test_pixels_that_are_not_finite_are_counted(
+    here: Path, extract: Callable[..., Iterator[Extracted]]
+) -> None:
+    """For each particle that they spoil, and for no other."""
+    series, positions, _ = load_series()
+    place = np.vstack([positions[:1]] * 2)
+    *_, clean = extract(series, place, box=48, crop=24)
+    assert clean.n_not_finite == 0
+    images = series.images.astype(np.float32)
+    x, y = (series.projections[0, :2] @ np.append(place[0], 1)).round().astype(int)
+    images[0, y, x : x + 2] = np.nan, np.inf
+    far = np.vstack([place, [[-1e5, 0, 0]]])
+    first, second, outside = extract(replace(series, images=images), far, box=48, crop=24)
+    assert (first.n_not_finite, second.n_not_finite, outside.n_not_finite) == (2, 2, 0)
+    assert not np.isfinite(first.images).all()
+
+
 OPTIONS = {
     "max_dose": 7.0,
     "common_tilts": 2,

@@ -148,12 +148,16 @@ class Extracted:
         Frames in which the particle's cropped box is inside the image, within the maximum dose.
     pixel_size : float
         Of the images, Angstrom.
+    n_not_finite : int
+        Pixels of its windows that were NaN or infinite, counted in each visible frame: 2D images
+        that touch one are spoilt, and so is the whole of a volume.
     """
 
     images: NDArray[np.float32]
     weights: NDArray[np.float32] | None
     visible: Flags
     pixel_size: float
+    n_not_finite: int = 0
 
 
 def extract_stacks(
@@ -272,13 +276,15 @@ def _extract(
     pixel_size = options.binning * series.pixel_size
     for view in particle_views(tomogram, task, placed):
         arguments = loaded.images, loaded.tables, view, Aberrations()
+        seen = extractor.n_not_finite
         if options.stack2d:
             images, weights = extractor.extract_stack(*arguments), None
         else:
             subtomogram = extractor.extract_subtomogram(*arguments)
             images = subtomogram.data.copy()
             weights = subtomogram.weights.reshape(2, n, n, n // 2 + 1).copy()
-        yield Extracted(images, weights, view.visible, pixel_size)
+        n_bad = extractor.n_not_finite - seen
+        yield Extracted(images, weights, view.visible, pixel_size, n_bad)
 
 
 def _check_series(series: TiltSeries, options: JobOptions) -> None:
