@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import mrcfile
@@ -494,6 +495,70 @@ def test_projections_from_angles() -> None:
     projections = TiltSeries.project(images, 2.0, (100, 80, 40), tilts, rotation=85.0)
     centre = projections @ [50, 40, 20, 1]
     np.testing.assert_allclose(centre[:, :2], [[50, 40]] * 3, atol=1e-9)
+
+
+@pytest.mark.parametrize("exact_centre", [False, True])
+def test_projections_of_odd_sizes(exact_centre: bool) -> None:
+    """Their true centre is projected to the images' where that is asked for, as in a run."""
+    images = np.zeros((3, 80, 100), np.float32)
+    project = partial(TiltSeries.project, exact_centre=exact_centre)
+    projections = project(images, 2.0, (101, 81, 41), np.array([-30.0, 0, 30]))
+    centre = projections @ ([50.5, 40.5, 20.5, 1] if exact_centre else [50, 40, 20, 1])
+    np.testing.assert_allclose(centre[:, :2], [[50, 40]] * 3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [(["--stack2d"], ".completed"), (["--hdf5", "--no_mrc"], "particles.h5"), ([], "")],
+)
+def test_geometry_is_that_of_the_extraction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], kept: str
+) -> None:
+    """Of odd sizes `--exact_centre` moves the projections; particles of two jobs keep theirs."""
+    copy = ProjectCopy(tmp_path, "basic_2d")
+    copy.set_value("tomograms.star", "rlnTomoSizeX", 0, "193")
+    monkeypatch.chdir(copy.path)
+    expected = {}
+    for is_exact in (False, True):
+        more = ["--exact_centre"] if is_exact else []
+        assert main([*WORDS, *words, *more, "--o", f"job_{is_exact}/"]) == 0
+        job, plan = read_and_check(copy.options(exact_centre=is_exact))
+        projections = job.tomogram_set.tomograms[plan.tasks[0].tomogram].projections
+        point = projections[:, :2] @ np.append(plan.position[0], 1)
+        expected[is_exact] = projections, point
+    assert np.abs(expected[True][1] - expected[False][1]).max() > 0.4
+    paths = [f"job_{is_exact}/optimisation_set.star" for is_exact in expected]
+    kinds = list(expected)
+    if kept == "particles.h5":
+        for is_exact in expected:
+            shutil.rmtree(f"job_{is_exact}/.completed")
+    elif not kept:
+        paths, kinds = [join_jobs("job_True", "job_False")], [True, False]
+    geometries = [next(iter(open_optimisation_set(path))).geometry for path in paths]
+    if not kept:
+        joined = open_optimisation_set(paths[0])
+        geometries += [joined[len(joined) // 2].geometry]
+    for is_exact, geometry in zip(kinds, geometries, strict=True):
+        assert geometry is not None
+        np.testing.assert_array_equal(geometry.projections, expected[is_exact][0])
+        np.testing.assert_allclose(geometry.image_point, expected[is_exact][1], atol=1e-3)
+
+
+def join_jobs(one: str, other: str) -> str:
+    """Write a particle file of two jobs' particles; return the path of its optimisation set."""
+    tables = [read_particle_table(f"{job}/particles.star", Findings()) for job in (one, other)]
+    assert tables[0] is not None
+    assert tables[1] is not None
+    assert tables[0].optics is not None
+    tables[1].particles.columns["rlnTomoParticleName"] += "00"  # names are unique
+    columns = {
+        label: np.concatenate([table.particles.columns[label] for table in tables if table])
+        for label in tables[0].particles.columns
+    }
+    write_particle_file("joined.star", tables[0].general, tables[0].optics.columns, columns)
+    text = Path(one, "optimisation_set.star").read_text()
+    Path("joined_set.star").write_text(text.replace(f"{one}/particles.star", "joined.star"))
+    return "joined_set.star"
 
 
 @pytest.mark.parametrize(

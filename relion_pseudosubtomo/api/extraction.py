@@ -94,6 +94,8 @@ class TiltSeries:
         tilt: Floats,
         rotation: Floats | float = 0.0,
         shift_xy_angstrom: Floats | None = None,
+        *,
+        exact_centre: bool = False,
     ) -> Floats:
         """Return the projections of a tilt series aligned by angles and shifts, as RELION does.
 
@@ -110,6 +112,9 @@ class TiltSeries:
             In the image plane, degrees (rlnTomoZRot).
         shift_xy_angstrom : ndarray, shape (n_frames, 2), optional
             Angstrom (rlnTomoX/YShiftAngst).
+        exact_centre : bool, optional
+            Rotate about the true centre of odd sizes, as a run with `--exact_centre`; RELION's is
+            half a pixel off. Give the same option to the extraction.
 
         Returns
         -------
@@ -131,6 +136,7 @@ class TiltSeries:
             pixel_size,
             (width, height),
             _read("size_xyz", size_xyz, 3),
+            real_halves=exact_centre,
         )
 
 

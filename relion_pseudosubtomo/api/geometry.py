@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +13,21 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, format_findings
+from relion_pseudosubtomo.io import hdf5
 from relion_pseudosubtomo.io.columns import numbers
+from relion_pseudosubtomo.io.containers import JOINED
 from relion_pseudosubtomo.io.extracted import read_extracted_sets
 from relion_pseudosubtomo.io.particles import ParticleTable
+from relion_pseudosubtomo.io.records import RecordStore
 from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet, Trajectories
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.particle_ctf import weighted_ctf
 from relion_pseudosubtomo.placement import place_particles
 
 Floats = NDArray[np.floating]
+Sets: TypeAlias = tuple[TomogramSet, ParticleSet, Trajectories | None]
+
+_IMAGE_FOLDER = "/Subtomograms/"
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,20 @@ class ParticleGeometry:
 
 @dataclass(frozen=True)
 class GeometrySource:
-    """Computes the geometry of one particle after the other."""
+    """Computes the geometry of one particle after the other.
+
+    Attributes
+    ----------
+    options : JobOptions
+    sets : dict of bool to (TomogramSet, ParticleSet, Trajectories or None)
+        As with and without `--exact_centre`, as far as particles need them.
+    is_exact : ndarray, shape (n_particles,), bool
+        Which particles were extracted with `--exact_centre`.
+    """
 
     options: JobOptions
-    tomogram_set: TomogramSet
-    particle_set: ParticleSet
-    trajectories: Trajectories | None
+    sets: dict[bool, Sets]
+    is_exact: NDArray[np.bool_]
 
     def of_particle(self, row: int, visible: NDArray[np.bool_] | None) -> ParticleGeometry:
         """Return the geometry of a particle.
@@ -75,14 +91,14 @@ class GeometrySource:
         visible : ndarray, shape (n_frames,), bool, or None
         """
         rows = np.array([row])
-        tomogram = self.tomogram_set.tomograms[self.particle_set.tomogram[row]]
-        moving = self.trajectories
+        tomogram_set, particle_set, moving = self.sets[bool(self.is_exact[row])]
+        tomogram = tomogram_set.tomograms[particle_set.tomogram[row]]
         shifts = None if moving is None else moving.stack(rows)
-        placed = place_particles(self.options, tomogram, self.particle_set, shifts, rows)
+        placed = place_particles(self.options, tomogram, particle_set, shifts, rows)
         frames = np.arange(tomogram.n_frames) if visible is None else np.flatnonzero(visible)
         options = self.options
         pixel_size = options.binning * tomogram.pixel_size
-        ctf = weighted_ctf(tomogram, self.particle_set, row, frames, options.crop, pixel_size)
+        ctf = weighted_ctf(tomogram, particle_set, row, frames, options.crop, pixel_size)
         return ParticleGeometry(
             placed.position[0],
             placed.particle_rotation[0],
@@ -121,9 +137,42 @@ def read_geometry(table: ParticleTable, files: OptimisationSet, project: Path) -
         raise InputError(format_findings(findings))
     options = JobOptions("", int(size), int(size), float(binning))
     motion = None if files.trajectories is None else str(project / files.trajectories)
-    tomogram_set, particle_set, trajectories = read_extracted_sets(
-        table, str(project / files.tomograms), motion, options, findings
-    )
-    if tomogram_set is None or particle_set is None or findings.errors:
-        raise InputError(format_findings(findings))
-    return GeometrySource(options, tomogram_set, particle_set, trajectories)
+    is_exact = _find_exact(table, project)
+    sets: dict[bool, Sets] = {}
+    for kind in sorted(set(is_exact.tolist())) or [False]:
+        tomogram_set, particle_set, trajectories = read_extracted_sets(
+            table,
+            str(project / files.tomograms),
+            motion,
+            replace(options, exact_centre=kind),
+            findings,
+        )
+        if tomogram_set is None or particle_set is None or findings.errors:
+            raise InputError(format_findings(findings))
+        sets[kind] = tomogram_set, particle_set, trajectories
+    return GeometrySource(options, sets, is_exact)
+
+
+def _find_exact(table: ParticleTable, project: Path) -> NDArray[np.bool_]:
+    """Return which particles were extracted with `--exact_centre`, as their jobs have noted.
+
+    The job is the one whose images they are; where that is not there, it is that of the table.
+    """
+    images = table.particles.columns.get(labels.IMAGE_NAME, [""] * table.particles.n_rows)
+    jobs = [f"/{name}".rpartition(_IMAGE_FOLDER)[0][1:] for name in images]
+    known = {}
+    for job in set(jobs):
+        folders = (project / job, Path(table.path).parent)
+        noted = next((found for found in map(_read_job, folders) if found is not None), {})
+        known[job] = noted.get("exact_centre") == repr(True)
+    return np.array([known[job] for job in jobs], dtype=bool)
+
+
+def _read_job(folder: Path) -> dict[str, str] | None:
+    """Return the options of a job as text; None where its directory does not tell."""
+    noted = RecordStore(str(folder)).read_job()
+    container = folder / JOINED
+    if noted is None and container.exists():
+        with hdf5.open_container(container) as file:
+            noted = json.loads(file.attrs.get("options", "{}"))
+    return noted
