@@ -8,7 +8,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -143,6 +145,48 @@ def test_few_containers_stay_open(here: Path, monkeypatch: pytest.MonkeyPatch) -
     first = [dataset[i].images for i in (0, 3, 1, 2)]
     assert len(os.listdir("/proc/self/fd")) <= n_open + 1
     np.testing.assert_array_equal(first[1], open_dataset("files_2d")[3].images)
+
+
+def test_threads_share_a_data_set_and_its_slices(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread closes the file that another one reads."""
+    monkeypatch.setattr(sources, "MOST_OPEN", 1)
+    dataset, expected = open_dataset("packed_3d"), open_dataset("files_3d")
+    is_first, is_other_in = threading.Semaphore(1), threading.Event()
+    read = sources._OpenContainer.read
+
+    def read_late(*arguments):  # type: ignore[no-untyped-def]
+        if is_first.acquire(blocking=False):
+            is_other_in.wait(0.2)  # for a thread that would be let in, and close this file
+        else:
+            is_other_in.set()
+        return read(*arguments)
+
+    monkeypatch.setattr(sources._OpenContainer, "read", read_late)
+    with ThreadPoolExecutor(2) as pool:
+        parts = dataset[:2], dataset[2:]  # a container each
+        found = list(pool.map(lambda part: part[0].images, parts))
+    for images, i in zip(found, (0, 2), strict=True):
+        np.testing.assert_array_equal(images, expected[i].images)
+
+
+def test_optics_groups_that_are_not_there(here: Path) -> None:
+    """An error that names them; they go by number."""
+    table = read_particle_table("files_2d/particles.star", Findings())
+    assert table is not None
+    assert table.optics is not None
+    columns = table.particles.columns
+    groups = columns["rlnOpticsGroup"]
+    expected = open_dataset("files_2d").pixel_size
+    for text, message in ((".0", None), ("7", "expected those of data_optics, found 17")):
+        changed = {**columns, "rlnOpticsGroup": groups + text}
+        write_particle_file("groups.star", table.general, table.optics.columns, changed)
+        if message is None:
+            np.testing.assert_array_equal(open_dataset("groups.star").pixel_size, expected)
+        else:
+            with pytest.raises(InputError, match=message):
+                open_dataset("groups.star")
 
 
 @pytest.mark.parametrize("kind", ["files", "packed"])

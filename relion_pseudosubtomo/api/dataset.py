@@ -26,6 +26,7 @@ from relion_pseudosubtomo.io.columns import numbers, report_missing_columns, vec
 from relion_pseudosubtomo.io.containers import CONTAINER_SUFFIX, JOINED
 from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, resolve
 from relion_pseudosubtomo.io.particles import ParticleTable, read_particle_table
+from relion_pseudosubtomo.io.star import StarTable
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
 
@@ -69,8 +70,8 @@ class Particle:
 class ParticleDataset(Sequence[Particle]):
     """Extracted particles in the particle file's order; nothing is read before it is asked for.
 
-    It can be pickled, and used by several processes at once: each opens files for itself. Threads
-    need a data set each.
+    It can be pickled, and used by several processes and threads at once: each process opens files
+    for itself, and its threads read containers in turn.
 
     Attributes
     ----------
@@ -275,14 +276,7 @@ def _open_table(table: ParticleTable, project: Path) -> ParticleDataset:
     findings = Findings()
     columns, n = table.particles.columns, table.particles.n_rows
     report_missing_columns(table.particles, [labels.IMAGE_NAME, labels.TOMO_NAME], findings)
-    by_group = dict(
-        zip(
-            table.optics.columns.get(labels.OPTICS_GROUP, np.array(["1"], object)),
-            numbers(table.optics, labels.IMAGE_PIXEL_SIZE, findings),
-            strict=True,
-        )
-    )
-    groups = columns.get(labels.OPTICS_GROUP, np.full(n, next(iter(by_group)), object))
+    pixel_size = _find_pixel_sizes(table, table.optics, findings)
     flags = vectors(
         table.particles,
         labels.VISIBLE_FRAMES,
@@ -301,9 +295,26 @@ def _open_table(table: ParticleTable, project: Path) -> ParticleDataset:
     weights = absolute(labels.CTF_IMAGE) if labels.CTF_IMAGE in columns else None
     return ParticleDataset(
         columns,
-        np.array([by_group[group] for group in groups]),
+        pixel_size,
         is_stack,
         np.arange(n),
         [values > 0 for values in flags] if labels.VISIBLE_FRAMES in columns else None,
         FileSource(absolute(labels.IMAGE_NAME), weights),
     )
+
+
+def _find_pixel_sizes(table: ParticleTable, optics: StarTable, findings: Findings) -> Floats:
+    """Return the pixel size of each particle's images; adds what is wrong to the findings."""
+    sizes = numbers(optics, labels.IMAGE_PIXEL_SIZE, findings)
+    # by number: other programs write 1.0 for 1
+    groups = numbers(optics, labels.OPTICS_GROUP, findings, default=1.0)
+    first = float(groups[0]) if len(groups) else 1.0
+    given = numbers(table.particles, labels.OPTICS_GROUP, findings, default=first)
+    by_group = dict(zip(groups.tolist(), sizes.tolist(), strict=True))
+    unknown = sorted({group for group in given.tolist() if group not in by_group})
+    if unknown and not findings.errors:
+        raise InputError(
+            f"{labels.OPTICS_GROUP} in {table.path}: expected those of data_optics, found "
+            f"{list_first([f'{group:g}' for group in unknown])}"
+        )
+    return np.array([by_group.get(group, np.nan) for group in given.tolist()])

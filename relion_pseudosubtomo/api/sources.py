@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -31,6 +32,8 @@ class Source(Protocol):
 class ContainerSource:
     """Particles in HDF5 containers; each process opens them for itself, when it needs them.
 
+    Threads, and the slices of a data set, share what is open.
+
     Attributes
     ----------
     paths : list of str
@@ -41,27 +44,38 @@ class ContainerSource:
 
     paths: list[str]
     first_particle: NDArray[np.int64]
-    _open: OrderedDict[int, _OpenContainer] = field(default_factory=OrderedDict)
-    _process: int = 0
+    _files: _OpenFiles | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what goes to another process: no open files."""
-        return {**self.__dict__, "_open": OrderedDict(), "_process": 0}
+        return {**self.__dict__, "_files": None}
 
     def read(self, row: int) -> tuple[Floats, Floats | None]:
         """Return the images and weights of a particle."""
         index = int(np.searchsorted(self.first_particle, row, side="right")) - 1
-        return self._container(index).read(row - int(self.first_particle[index]))
+        files = self._files
+        if files is None or files.process != os.getpid():
+            # what was opened before a fork is the parent's, as is the lock, which may be held
+            files = self._files = _OpenFiles(os.getpid())
+        return files.read(index, self.paths[index], row - int(self.first_particle[index]))
 
-    def _container(self, index: int) -> _OpenContainer:
-        if self._process != os.getpid():  # files opened before a fork are the parent's
-            self._open, self._process = OrderedDict(), os.getpid()
-        if index not in self._open:
-            if len(self._open) >= MOST_OPEN:
-                self._open.popitem(last=False)[1].file.close()
-            self._open[index] = _OpenContainer(hdf5.open_container(self.paths[index]))
-        self._open.move_to_end(index)
-        return self._open[index]
+
+@dataclass
+class _OpenFiles:
+    """The containers that a process has open; one thread at a time reads."""
+
+    process: int
+    containers: OrderedDict[int, _OpenContainer] = field(default_factory=OrderedDict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, index: int, path: str, row: int) -> tuple[Floats, Floats | None]:
+        with self.lock:  # another thread would close the file; the library reads one by one anyway
+            if index not in self.containers:
+                if len(self.containers) >= MOST_OPEN:
+                    self.containers.popitem(last=False)[1].file.close()
+                self.containers[index] = _OpenContainer(hdf5.open_container(path))
+            self.containers.move_to_end(index)
+            return self.containers[index].read(row)
 
 
 class _OpenContainer:
