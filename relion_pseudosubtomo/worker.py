@@ -283,7 +283,13 @@ class Worker:
         images = None if loaded is None else loaded.images
         with images_may_fail(tomogram.name):
             return Collector(
-                tomogram, task, given.used, given.fingerprint, images, is_3d=options.is_3d
+                tomogram,
+                task,
+                given.used,
+                given.fingerprint,
+                images,
+                n_whole=given.n_whole,
+                is_3d=options.is_3d,
             )
 
     def _open_container(self, task: Task) -> AbstractContextManager[ContainerWriter | None]:

@@ -153,11 +153,12 @@ def test_threads_share_a_data_set_and_its_slices(
     """No thread closes the file that another one reads."""
     monkeypatch.setattr(sources, "MOST_OPEN", 1)
     dataset, expected = open_dataset("packed_3d"), open_dataset("files_3d")
-    is_first, is_other_in = threading.Semaphore(1), threading.Event()
+    is_in, is_other_in = threading.Event(), threading.Event()
     read = sources._OpenContainer.read
 
     def read_late(*arguments):  # type: ignore[no-untyped-def]
-        if is_first.acquire(blocking=False):
+        if not is_in.is_set():
+            is_in.set()
             is_other_in.wait(0.2)  # for a thread that would be let in, and close this file
         else:
             is_other_in.set()
@@ -165,10 +166,11 @@ def test_threads_share_a_data_set_and_its_slices(
 
     monkeypatch.setattr(sources._OpenContainer, "read", read_late)
     with ThreadPoolExecutor(2) as pool:
-        parts = dataset[:2], dataset[2:]  # a container each
-        found = list(pool.map(lambda part: part[0].images, parts))
-    for images, i in zip(found, (0, 2), strict=True):
-        np.testing.assert_array_equal(images, expected[i].images)
+        one = pool.submit(dataset[:2].__getitem__, 0)
+        assert is_in.wait(10)
+        other = pool.submit(dataset[2:].__getitem__, 0)  # of another container
+    np.testing.assert_array_equal(one.result().images, expected[0].images)
+    np.testing.assert_array_equal(other.result().images, expected[2].images)
 
 
 def test_optics_groups_that_are_not_there(here: Path) -> None:

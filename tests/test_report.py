@@ -308,6 +308,10 @@ def test_pieces_of_a_tomogram_are_joined(
     assert parts.missing == []
     for one, many in zip(whole.tomograms, parts.tomograms, strict=True):
         assert len(many.pieces) == len(many.names) > len(one.pieces)
+        places = [place for piece in many.pieces for place in piece.places.tolist()]
+        assert places == one.pieces[0].places.tolist()  # not those of the first piece alone
+        examples = np.concatenate([piece.examples for piece in many.pieces])
+        np.testing.assert_array_equal(examples, one.pieces[0].examples)
         total = np.sum([piece.picture_sum for piece in many.pieces], axis=0)
         np.testing.assert_allclose(total, one.pieces[0].picture_sum, atol=1e-4)
         assert sum(piece.n_summed for piece in many.pieces) == one.pieces[0].n_summed
@@ -559,6 +563,22 @@ def test_markers_lie_where_their_particles_are() -> None:
     assert tilts.scale == 3
     assert abs((302 + 0.5) / tilts.scale - (x + 0.5)) < 1
     assert abs((602 + 0.5) / tilts.scale - (y + 0.5)) < 1
+
+
+def test_examples_are_spread_over_the_tomogram() -> None:
+    """Six of it, also where it is extracted in pieces; all where there are fewer."""
+    assert collect.choose_examples(1001).tolist() == [0, 200, 400, 600, 800, 1000]
+    assert collect.choose_examples(3).tolist() == [0, 1, 2]
+    assert collect.choose_examples(1).tolist() == [0]
+
+
+def test_markers_that_are_left_out_are_said(project: ProjectCopy, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Of a kind with too many, one in k is shown."""
+    run(*BOX_2D, "--report")
+    assert "shown" not in " ".join(Page().text.partition("Tilt images")[2:])
+    monkeypatch.setattr(figures, "MARKERS", 1)
+    assert main(["report", "out"]) == 0
+    assert re.search(r"tilt, frame \d+, [\d.]+°.*?: 1 of 2 shown", Page().text)
 
 
 def test_pixels_that_are_not_finite_do_no_harm() -> None:

@@ -45,6 +45,11 @@ def choose_frames(projections: Floats, used: NDArray[np.bool_]) -> NDArray[np.in
     return frames[[int(np.argmin(tilt)), int(np.argmax(tilt))]]
 
 
+def choose_examples(n_particles: int) -> NDArray[np.int64]:
+    """Return the places of a tomogram's examples among its kept particles, evenly spread."""
+    return np.unique(np.linspace(0, n_particles - 1, EXAMPLES).astype(np.int64))
+
+
 def shrink(image: NDArray, longest: int) -> tuple[Floats, int]:
     """Return an image as means of blocks, of which some rows only are read, and the block size.
 
@@ -135,6 +140,8 @@ class Collector:
         Of the tomogram's whole task.
     images : TiltImages or None
         None for true subtomograms, which need none.
+    n_whole : int
+        Particles of the tomogram's whole task, of which the examples are chosen.
     is_3d : bool
         Whether particles are volumes rather than stacks of images.
     """
@@ -147,6 +154,7 @@ class Collector:
         fingerprint: str,
         images: TiltImages | None,
         *,
+        n_whole: int,
         is_3d: bool,
     ) -> None:
         self._tomogram = tomogram.name
@@ -158,8 +166,7 @@ class Collector:
         if is_first and images is not None:
             frames = choose_frames(tomogram.projections, used)
             self._tilts = draw_tilts(images, frames)
-        n_examples = min(EXAMPLES, len(task)) if is_first else 0
-        self._wanted = set(np.linspace(0, len(task) - 1, n_examples).astype(int).tolist())
+        self._wanted = set((choose_examples(n_whole) - task.first).tolist())
         dose = np.where(task.visible, tomogram.pre_exposure, np.inf)
         before = np.arange(dose.shape[1]) < np.argmin(dose, axis=1)[:, None]
         self._slice = np.sum(before & task.visible, axis=1)

@@ -21,8 +21,8 @@ from relion_pseudosubtomo.io.records import RecordStore
 from relion_pseudosubtomo.io.star import StarFile, read_star
 from relion_pseudosubtomo.report.collect import (
     EXAMPLE_PIXELS,
-    EXAMPLES,
     Spectrum,
+    choose_examples,
     shrink,
     to_grey,
 )
@@ -380,7 +380,7 @@ def _read_examples(contents: Contents) -> None:
     for tomogram in contents.tomograms:
         if tomogram.pieces or not tomogram.names or not tomogram.is_shown:
             continue
-        places = np.unique(np.linspace(0, len(tomogram.names) - 1, EXAMPLES).astype(int))
+        places = choose_examples(len(tomogram.names))
         try:
             pictures = [_read_picture(contents, tomogram.images[place]) for place in places]
         except InputError as error:

@@ -111,38 +111,45 @@ def draw_tilt_figures(
             picture = make_picture(grey, f"{what} of {tomogram}", f"{what}; positions not known")
             figures.append(TiltFigure(picture, []))
             continue
-        markers, counts, n_outside = _mark(geometry, i, tilts.scale, grey.shape)
+        markers, counts, steps, n_outside = _mark(geometry, i, tilts.scale, grey.shape)
         caption = f"{what}, {geometry.tilt[i]:.1f}°"
         said = ", ".join(f"{n} {kind}" for kind, n in counts.items())
         alt = f"{caption} of {tomogram}, with projected particle positions: {said}"
         if n_outside:
             caption += f"; outside the image: {n_outside}"
+        caption += "".join(f"; {kind}: 1 of {n} shown" for kind, n in steps.items())
         figures.append(TiltFigure(make_picture(grey, alt, caption), markers))
     return figures
 
 
 def _mark(
     geometry: Geometry, i: int, scale: int, shape: tuple[int, ...]
-) -> tuple[list[Markers], dict[str, int], int]:
-    """Return the markers of a picture, how many of each kind, and how many lie outside."""
+) -> tuple[list[Markers], dict[str, int], dict[str, int], int]:
+    """Return a picture's markers, the number of each kind and how many lie outside.
+
+    The third value is k for those kinds of which one in k is shown, for want of room.
+    """
     x, y = ((geometry.points[:, i] + 0.5) / scale).T
     height, width = shape
     inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
     whole = geometry.n_visible >= geometry.n_usable
     radius = max(3.0, width / 90)
-    markers, counts = [], {}
+    markers, counts, steps = [], {}, {}
     for kind, those in (
         ("dropped", ~geometry.kept),
         ("partly", geometry.kept & ~whole),
         ("kept", geometry.kept & whole),
     ):
         drawn = np.flatnonzero(those & inside)
-        counts[{"partly": "partly visible"}.get(kind, kind)] = len(drawn)
-        drawn = drawn[:: max(1, -(-len(drawn) // MARKERS))]
+        name = {"partly": "partly visible"}.get(kind, kind)
+        counts[name] = len(drawn)
+        step = -(-len(drawn) // MARKERS)
+        if step > 1:
+            steps[name], drawn = step, drawn[::step]
         outline = "".join(_OUTLINES[kind](x[j], y[j], radius) for j in drawn)
         if outline:
             markers.append(Markers(kind, outline))
-    return markers, counts, int(np.sum(~inside))
+    return markers, counts, steps, int(np.sum(~inside))
 
 
 def _circle(x: float, y: float, r: float) -> str:
