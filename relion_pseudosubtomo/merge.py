@@ -76,8 +76,7 @@ def _set_coordinates(
 
 
 def _set_origins_and_angles(options: JobOptions, columns: Columns, plan: Plan) -> None:
-    n = len(plan.kept_rows)
-    zero = text_column(np.zeros(n), "{:.6f}")
+    zero = np.full(len(plan.kept_rows), f"{0:.6f}", dtype=object)
     if options.offsets_applied:
         for label in labels.ORIGIN_XYZ:
             columns[label] = zero

@@ -162,16 +162,17 @@ def _find_file_for_folder(
     options: JobOptions, tomograms: tuple[Tomogram, ...], plan: Plan
 ) -> str | None:
     """Return a path that is one particle's file and the folder of others; None for sound names."""
-    folders: set[str] = set()
     stems = [stem for task in plan.tasks for stem in task.stems]
+    endings = tuple(suffix.rpartition("/")[2] for suffix in options.unpacked_suffixes)
+    joined = "\n".join(stems)
+    if not any(f"{ending}/" in joined for ending in (*endings, CONTAINER_SUFFIX)):
+        return None
+    folders: set[str] = set()
     for folder in {stem.rpartition("/")[0] for stem in stems}:
         while folder not in folders and folder:
             folders.add(folder)
             folder = os.path.dirname(folder)
-    endings = tuple(suffix.rpartition("/")[2] for suffix in options.unpacked_suffixes)
     suspects = {folder for folder in folders if folder.endswith((*endings, CONTAINER_SUFFIX))}
-    if not suspects:
-        return None
     files = {stem + ending for stem in stems for ending in endings}
     if options.hdf5:
         files |= {container_name(tomograms[task.tomogram].name) for task in plan.tasks}

@@ -218,14 +218,14 @@ def project_points(projections: Floats, positions: Floats) -> Floats:
     positions = np.asarray(positions, dtype=np.float64)
     if positions.ndim == 2:
         positions = positions[:, None, :]
-    points = np.empty((len(positions), len(projections), 3))
-    for i, row in enumerate(projections[:, :3].transpose(1, 2, 0)):
+    points = np.empty((3, len(positions), len(projections)))
+    for point, row in zip(points, projections[:, :3].transpose(1, 2, 0), strict=True):
         # written out: einsum is slow here, and a matrix product's last bits depend on its size
-        points[..., i] = row[0] * positions[..., 0]
-        points[..., i] += row[1] * positions[..., 1]
-        points[..., i] += row[2] * positions[..., 2]
-        points[..., i] += row[3]
-    return points
+        np.multiply(row[0], positions[..., 0], out=point)
+        point += row[1] * positions[..., 1]
+        point += row[2] * positions[..., 2]
+        point += row[3]
+    return np.moveaxis(points, 0, -1)
 
 
 def depths_from_centre(projections: Floats, positions: Floats, size_xyz: Floats) -> Floats:

@@ -42,6 +42,17 @@ def is_too_long(name: str) -> bool:
     return longest_part > _LONGEST_PART or len(quote(name, safe="")) > _LONGEST_QUOTED
 
 
+def _are_plain(names: Sequence[str]) -> bool:
+    """Return whether there is nothing about any of the names; quick, as it looks at all at once."""
+    text = " ".join(["", *names])
+    return (
+        text.isascii()
+        and text.isprintable()
+        and not any(part in text for part in ("..", " /", ".tmp-"))
+        and max(map(len, names), default=0) <= _LONGEST_QUOTED // 3
+    )
+
+
 def report_unsafe_names(
     table: StarTable, kind: str, names: Sequence[str], findings: Findings
 ) -> None:
@@ -50,6 +61,8 @@ def report_unsafe_names(
     `unsafe-name` for names with `..`, absolute ones, control characters and names of temporary
     files; `long-name`.
     """
+    if _are_plain(names):
+        return
     names = list(dict.fromkeys(names))
     unsafe = [name for name in names if leads_outside(name) or _looks_temporary(name)]
     if unsafe:
@@ -75,7 +88,10 @@ def report_unsafe_names(
 
 def find_duplicates(names: Sequence[str]) -> list[str]:
     """Return the names that occur more than once, also where `a//b` and `./a/b` are one path."""
-    return [name for name, count in Counter(map(_as_path, names)).items() if count > 1]
+    paths = list(map(_as_path, names))
+    if len(set(paths)) == len(paths):
+        return []
+    return [name for name, count in Counter(paths).items() if count > 1]
 
 
 def _as_path(name: str) -> str:

@@ -350,14 +350,16 @@ def check_optics(
         Gets one error `optics-disagree` a label.
     """
     is_known = (tomogram >= 0) & (optics_row >= 0)
-    pairs = np.unique(np.stack([optics_row[is_known], tomogram[is_known]], axis=1), axis=0)
+    n_tomograms = len(tomogram_set.tomograms)
+    # one number a pair: rows of two take twenty times as long to sort
+    pairs = np.unique(optics_row[is_known] * n_tomograms + tomogram[is_known])
     for label, attribute in _SHARED.items():
         if label not in optics.columns:
             continue
         table = StarTable("optics", optics.columns, path=path)
         values = numbers(table, label, Findings())  # read_optics has said what is no number
         bad = []
-        for row, place in pairs:
+        for row, place in zip(*divmod(pairs, n_tomograms), strict=True):
             owner = tomogram_set.tomograms[place]
             value = getattr(owner, attribute)
             if abs(values[row] - value) > _TOLERANCE:

@@ -360,7 +360,8 @@ def find_halves(table: StarTable, findings: Findings) -> Integers:
     warning where some have other values (0 in all rows stands for no half sets).
     """
     subset = numbers(table, labels.RANDOM_SUBSET, Findings(), default=0.0)
-    wrong = np.flatnonzero(~np.isin(subset, (1.0, 2.0)))
+    first, second = subset == 1, subset == 2
+    wrong = np.flatnonzero(~(first | second))
     if subset.any() and len(wrong):
         given = table.columns[labels.RANDOM_SUBSET]
         findings.warning(
@@ -372,7 +373,7 @@ def find_halves(table: StarTable, findings: Findings) -> Integers:
             expected="1 or 2",
             found=list_first(map(repr, dict.fromkeys(given[wrong])), 3),
         )
-    if set(np.unique(subset)) == {1.0, 2.0}:
+    if not len(wrong) and first.any() and second.any():
         return subset.astype(np.int64) - 1
     return np.arange(table.n_rows) % 2
 

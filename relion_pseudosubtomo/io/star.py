@@ -30,6 +30,12 @@ _NAN_WORDS = frozenset({"nan", "NaN", "<NA>"})
 #: White space besides blanks, tabs and line ends.
 _OTHER_SPACES = "\v\f\x1c\x1d\x1e\x1f"
 
+#: What no line has that is for certain a row, and one that starfile can read as it is.
+_NOT_IN_PLAIN_ROWS = ('"', "'", "#", *_NAN_WORDS, "data_", "loop_")
+
+#: Lines that are looked at together.
+_BLOCK = 1000
+
 #: Stands for a value that starfile would change.
 _PLACEHOLDER = "?"
 
@@ -189,6 +195,11 @@ class _Outline:
     wrong: list[tuple[int, int, int]] = field(default_factory=list)
     pairs: list[str] = field(default_factory=list)
 
+    @property
+    def takes_lines(self) -> bool:
+        """Whether rows follow, of which all values are wanted."""
+        return self.n_rows > 0 and 0 < len(self.kept) == len(self.labels) and not self.is_list
+
     def kept_labels(self) -> tuple[str, ...]:
         """Return the labels of the wanted columns."""
         return tuple(self.labels[i] for i in self.kept)
@@ -222,17 +233,14 @@ class _Scanner:
         """Fill `outlines` and `findings`."""
         # Python takes more characters for white space than starfile does
         self._is_plain = text.isascii() and not any(space in text for space in _OTHER_SPACES)
-        for number, raw in enumerate(text.split("\n"), 1):
-            line = raw.strip()
-            if not line or line[0] == "#":
+        lines = text.split("\n")
+        for start in range(0, len(lines), _BLOCK):
+            block = lines[start : start + _BLOCK]
+            if self._add_plain_rows(block):
                 continue
-            if line.startswith("data_") and not self._is_row(line):
-                self._start_table(line, number)
-            elif self.outlines:
-                self._read_line(self.outlines[-1], line, number)
-            else:
-                self._error("value before any table", number, expected="data_<name>", text=line)
-                break
+            for number, line in enumerate(map(str.strip, block), start + 1):
+                if line and line[0] != "#" and not self._read_line(line, number):
+                    return
         for table in self.outlines:
             self._finish_table(table)
         if not self.outlines and not self.findings.items:
@@ -245,6 +253,30 @@ class _Scanner:
         if text is not None:
             place["found"] = repr(text if len(text) <= 60 else f"{text[:57]}...")
         self.findings.error("star-syntax", what, file=self.path, line=line, **place)
+
+    def _add_plain_rows(self, lines: list[str]) -> bool:
+        """Add lines to the table at once where each is a plain row, as nearly all are."""
+        table = self.outlines[-1] if self.outlines else None
+        if not self._is_plain or table is None or not table.takes_lines:
+            return False
+        text = "\n".join(lines)
+        if any(part in text for part in _NOT_IN_PLAIN_ROWS):
+            return False
+        if set(map(len, map(str.split, lines))) != {len(table.labels)}:
+            return False
+        table.plain_rows += lines
+        table.n_rows += len(lines)
+        return True
+
+    def _read_line(self, line: str, number: int) -> bool:
+        """Read a line that is no comment; False where it makes no sense to go on."""
+        if line.startswith("data_") and not self._is_row(line):
+            self._start_table(line, number)
+        elif self.outlines:
+            self._read_content(self.outlines[-1], line, number)
+        else:
+            self._error("value before any table", number, expected="data_<name>", text=line)
+        return bool(self.outlines)
 
     def _is_row(self, line: str) -> bool:
         """Return whether a line that begins as a heading does has all values of a loop's row."""
@@ -262,7 +294,7 @@ class _Scanner:
         self.names.add(name)
         self.outlines.append(_Outline(name, number))
 
-    def _read_line(self, table: _Outline, line: str, number: int) -> None:
+    def _read_content(self, table: _Outline, line: str, number: int) -> None:
         if line.startswith("loop_") and line.split(None, 1)[0] == "loop_":
             if table.labels or not table.is_list:
                 self._error("loop_ within a table", number, table=table.name)
@@ -367,7 +399,7 @@ def _read_plain_copy(groups: dict[tuple[str, ...], list[_Outline]]) -> list[Colu
                 copy.writelines(f"_{label}\n" for label in labels)
                 copy.write(" ".join([_PLACEHOLDER] * len(labels)) + "\n")
                 for outline in members:
-                    copy.writelines(f"{row}\n" for row in outline.plain_rows)
+                    copy.write("\n".join([*outline.plain_rows, ""]))
             copy.flush()
             all_labels = sorted({label for labels in groups for label in labels})
             frames = starfile.read(copy.name, always_dict=True, parse_as_string=all_labels)
@@ -375,7 +407,7 @@ def _read_plain_copy(groups: dict[tuple[str, ...], list[_Outline]]) -> list[Colu
         folder = tempfile.gettempdir()
         raise OutputError(f"no temporary file in {folder}: {error.strerror}") from error
     return [
-        {label: frame[label].to_numpy(dtype=object, copy=True)[1:] for label in labels}
+        {label: frame[label].to_numpy(dtype=object)[1:] for label in labels}
         for labels, frame in zip(groups, frames.values(), strict=True)
     ]
 
@@ -383,6 +415,8 @@ def _read_plain_copy(groups: dict[tuple[str, ...], list[_Outline]]) -> list[Colu
 def _own_columns(outline: _Outline, joined: Columns, rows: slice) -> Columns:
     """Return the columns of one table, with the values that starfile would have changed."""
     columns = {label: values[rows] for label, values in joined.items()}
+    if outline.special:
+        columns = {label: values.copy() for label, values in columns.items()}
     for place, column in enumerate(columns.values()):
         for row, values in outline.special.items():
             column[row] = values[place]

@@ -9,6 +9,7 @@ import pytest
 from project_copy import REAL, REFERENCE
 
 from relion_pseudosubtomo.findings import Findings
+from relion_pseudosubtomo.io import star as star_module
 from relion_pseudosubtomo.io.star import (
     StarTable,
     list_table,
@@ -18,6 +19,12 @@ from relion_pseudosubtomo.io.star import (
 )
 
 STAR_FILES = sorted([*REAL.rglob("*.star"), *REFERENCE.glob("*/*.star")])
+
+
+@pytest.fixture(autouse=True, params=[1, 3, star_module._BLOCK])
+def lines_together(request, monkeypatch):
+    """Read lines in blocks of several sizes: what is read must not depend on that."""
+    monkeypatch.setattr(star_module, "_BLOCK", request.param)
 
 
 def read_text(tmp_path, text, **options):
