@@ -87,3 +87,15 @@ def test_the_kernels_are_compiled_where_that_is_possible() -> None:
     if shutil.which(compiler) is None or not headers.exists():
         pytest.skip(f"compiled kernels need {compiler} and {headers}")
     assert kernels.IS_COMPILED
+
+
+def test_a_rank_loads_no_library_that_only_some_need() -> None:
+    """Tables are read by rank 0 alone; containers, reports and their figures are options."""
+    script = (
+        "import relion_pseudosubtomo.cli, relion_pseudosubtomo.extraction, sys; print(*sys.modules)"
+    )
+    command = [sys.executable, "-B", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    modules = set(done.stdout.split())
+    assert {"relion_pseudosubtomo.extraction", "pyfftw"} <= modules
+    assert not modules & {"starfile", "pandas", "h5py", "matplotlib", "jinja2"}

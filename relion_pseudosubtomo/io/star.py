@@ -13,7 +13,6 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import starfile
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo.errors import OutputError
@@ -392,6 +391,8 @@ def _read_plain_copy(groups: dict[tuple[str, ...], list[_Outline]]) -> list[Colu
     make numbers of them, which costs as much as the reading. Each table has its price too, which
     is why they are joined.
     """
+    import starfile  # it loads pandas, which takes half a second: of the ranks only rank 0 reads
+
     try:
         with tempfile.NamedTemporaryFile("w", suffix=".star", encoding="utf-8") as copy:
             for number, (labels, members) in enumerate(groups.items()):
