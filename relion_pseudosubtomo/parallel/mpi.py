@@ -40,6 +40,9 @@ REPORT_INTERVAL_PER_RANK = 0.005
 #: taken for dead. Launchers end all ranks when one dies, but not all do: srun with pmi2 does not.
 HEARTBEAT, SILENCE = 60.0, 600.0
 
+#: The same of rank 0, which says nothing while it reads the input, or writes the tables.
+LEADER_SILENCE = 3600.0
+
 #: Seconds that count between two looks at most: a job that was suspended heard nobody meanwhile.
 _LONGEST_LOOK = 1.0
 
@@ -137,6 +140,28 @@ def _flush_streams() -> None:
             stream.flush()
 
 
+class _Silence:
+    """Counts the seconds for which another rank was not heard of."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._last_look = time.monotonic()
+
+    def look(self, *, heard: bool) -> None:
+        """Note whether there was something now."""
+        now = time.monotonic()
+        passed, self._last_look = min(now - self._last_look, _LONGEST_LOOK), now
+        self.seconds = 0.0 if heard else self.seconds + passed
+
+    def describe(self, rank: int, node: str = "") -> str:
+        """Return what to tell the user of a rank that was silent for too long."""
+        return (
+            f"rank {rank}{node and f' on {node}'} was not heard of for {self.seconds:.0f} s: it "
+            "was killed, for too little memory say, or its node is lost. All ranks end; "
+            "--only_do_unfinished continues the job."
+        )
+
+
 class _Others:
     """The other ranks, as rank 0 sees them."""
 
@@ -146,8 +171,8 @@ class _Others:
         self.ranks = set(range(1, comm.Get_size()))
         self.lost: set[int] = set()
         self._cores = {0: _own_cores()}
-        self._silence = dict.fromkeys(self.ranks, 0.0)
-        self._last_look = time.monotonic()
+        self._silence = {rank: _Silence() for rank in self.ranks}
+        self._last_sign = time.monotonic()
 
     @property
     def patience(self) -> float:
@@ -241,6 +266,7 @@ class _Others:
             Where a rank was silent for too long: no launcher said so, but it must be dead.
         """
         self._forget_sent()
+        self._give_sign()
         news: list[News] = []
         while True:
             try:
@@ -258,16 +284,17 @@ class _Others:
                 news += [News(rank, [], lost=True) for rank in dead]
 
     def _watch_silence(self, heard: set[int]) -> None:
-        now = time.monotonic()
-        passed, self._last_look = min(now - self._last_look, _LONGEST_LOOK), now
         for rank in self.ranks:
-            self._silence[rank] = 0.0 if rank in heard else self._silence[rank] + passed
-            if self._silence[rank] > SILENCE:
-                raise RuntimeError(
-                    f"rank {rank} on {self._cores[rank][0]} was not heard of for {SILENCE:g} s: it "
-                    "was killed, for too little memory say, or its node is lost. All ranks end; "
-                    "--only_do_unfinished continues the job."
-                )
+            silence = self._silence[rank]
+            silence.look(heard=rank in heard)
+            if silence.seconds > SILENCE:
+                raise RuntimeError(silence.describe(rank, self._cores[rank][0]))
+
+    def _give_sign(self) -> None:
+        """Tell the others now and then that rank 0 lives."""
+        if time.monotonic() - self._last_sign > HEARTBEAT:
+            self._last_sign = time.monotonic()
+            self._order_all("wait", None)
 
     def _find_dead(self) -> list[int]:
         """Return ranks that have died since the last look, and take note (ULFM)."""
@@ -308,13 +335,23 @@ class _Servant:
         self._last_report = self._last_news = 0.0
         self._said_stopping = False
         self._has_asked = False
+        self._leader_silence = _Silence()
         self._interval = max(REPORT_INTERVAL, REPORT_INTERVAL_PER_RANK * comm.Get_size())
 
     def serve(self) -> int:
-        """Do pieces until rank 0 says that all is done; return its exit status."""
+        """Do pieces until rank 0 says that all is done; return its exit status.
+
+        Raises
+        ------
+        RuntimeError
+            Where rank 0 was silent for too long.
+        """
         self._sent.append(self._comm.isend((self._rank, _own_cores()), 0, _HELLO))
         while True:
             order = self._take_order()
+            self._leader_silence.look(heard=order is not None)
+            if self._leader_silence.seconds > LEADER_SILENCE:
+                raise RuntimeError(self._leader_silence.describe(0))
             if order is not None:
                 kind, content = order
                 if kind == "finish":
