@@ -221,6 +221,24 @@ def test_optimisation_set_tells_geometry_and_ctf(here: Path, kind: str) -> None:
         assert np.abs(product - one.images).std() < 0.02 * one.images.std()
 
 
+def test_geometry_without_tilt_images(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needs their size is NaN where only angles and shifts are given; all else stays."""
+    with_images = open_optimisation_set("packed_3d/optimisation_set.star")[0].geometry
+    shutil.copytree(here, tmp_path / "archived", ignore=shutil.ignore_patterns("frames"))
+    monkeypatch.chdir(tmp_path / "archived")
+    geometry = open_optimisation_set("packed_3d/optimisation_set.star")[0].geometry
+    assert with_images is not None
+    assert geometry is not None
+    assert np.isnan(geometry.image_point).all()
+    assert np.isnan(geometry.projections[:, :2, 3]).all()
+    known = np.ones((4, 4), dtype=bool)
+    known[:2, 3] = False
+    np.testing.assert_array_equal(geometry.projections[:, known], with_images.projections[:, known])
+    np.testing.assert_array_equal(geometry.ctf, with_images.ctf)
+
+
 def test_iterating_an_optimisation_set_of_containers(here: Path) -> None:
     """Images from particles.h5, geometry from the tables; slices and pickles keep it."""
     dataset = open_optimisation_set("packed_3d")

@@ -42,10 +42,11 @@ class ParticleGeometry:
         A_full: from the particle's axes to the tomogram's (x, y, z).
     projections : ndarray, shape (n_frames, 4, 4), float64
         From (x, y, z, 1) in unbinned pixels from the tomogram's corner to (x, y, depth, 1) in
-        pixels of the tilt image.
+        pixels of the tilt image. The shift along x and y is NaN where the alignment is by angles
+        and the tilt images, whose size it needs, cannot be read any more.
     image_point : ndarray, shape (n_frames, 2), float64
         Where the particle lies in each tilt image, (x, y) in pixels; trajectory and deformation
-        included.
+        included. NaN where that needs the size of images that cannot be read.
     dose : ndarray, shape (n_frames,), float64
         Before each frame, e/A^2.
     frames : ndarray, shape (n_visible,), int64
@@ -94,7 +95,10 @@ class GeometrySource:
         tomogram_set, particle_set, moving = self.sets[bool(self.is_exact[row])]
         tomogram = tomogram_set.tomograms[particle_set.tomogram[row]]
         shifts = None if moving is None else moving.stack(rows)
-        placed = place_particles(self.options, tomogram, particle_set, shifts, rows)
+        has_images = any(tomogram.image_size_xy)
+        here = tomogram if has_images else replace(tomogram, deformation=None)
+        placed = place_particles(self.options, here, particle_set, shifts, rows)
+        is_known = has_images or tomogram.deformation is None
         frames = np.arange(tomogram.n_frames) if visible is None else np.flatnonzero(visible)
         options = self.options
         pixel_size = options.binning * tomogram.pixel_size
@@ -103,7 +107,7 @@ class GeometrySource:
             placed.position[0],
             placed.particle_rotation[0],
             tomogram.projections,
-            placed.image_point[0],
+            placed.image_point[0] if is_known else np.full((tomogram.n_frames, 2), np.nan),
             tomogram.pre_exposure,
             frames,
             np.array(list(ctf), dtype=np.float32),

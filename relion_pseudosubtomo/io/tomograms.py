@@ -255,6 +255,17 @@ class _Reader:
         values, table, findings = self.values, series.table, self.findings
         pixel_size = float(values.pixel_size[row])
         image_size = self._check_images(series, headers, pixel_size)
+        projections = read_projections(
+            table,
+            None if values.z_rot is None else float(values.z_rot[row]),
+            pixel_size,
+            image_size or (0, 0),
+            values.size_xyz[row],
+            findings,
+            real_halves=self.options.exact_centre,
+        )
+        if image_size is None and not has_matrices(table):
+            projections[:, :2, 3] = np.nan  # shifts are from the centres of the images
         tomogram = Tomogram(
             name=values.names[row],
             size_xyz=values.size_xyz[row],
@@ -266,15 +277,7 @@ class _Reader:
             optics_group_name=values.optics_group_name[row] or values.names[row],
             defocus_slope=float(values.defocus_slope[row]),
             bfactor_per_dose=float(values.bfactor_per_dose[row]),
-            projections=read_projections(
-                table,
-                None if values.z_rot is None else float(values.z_rot[row]),
-                pixel_size,
-                image_size or (0, 0),
-                values.size_xyz[row],
-                findings,
-                real_halves=self.options.exact_centre,
-            ),
+            projections=projections,
             pre_exposure=numbers(table, labels.PRE_EXPOSURE, findings),
             defocus_u=numbers(table, labels.DEFOCUS_U, findings),
             defocus_v=numbers(table, labels.DEFOCUS_V, findings),
