@@ -177,14 +177,15 @@ def _find_owners(
     known = np.flatnonzero(tomogram >= 0)
     if len(known) == 0:
         return [None] * optics.n_rows
-    of_groups = texts(particles, labels.OPTICS_GROUP)
-    first: dict[str | None, int] = {}
-    for row in known[::-1]:
-        first[of_groups[row]] = int(row)
-    return [
-        tomogram_set.tomograms[tomogram[first.get(number, int(known[0]))]]
-        for number in texts(optics, labels.OPTICS_GROUP)
-    ]
+    # by number: other programs write 1.0 for 1; what is no number is told when groups are found
+    groups, of_particles = (
+        numbers(table, labels.OPTICS_GROUP, Findings(), default=0.0)
+        for table in (optics, particles)
+    )
+    values, first = np.unique(of_particles[known], return_index=True)
+    row_of = dict(zip(values.tolist(), known[first].tolist(), strict=True))
+    rows = [row_of.get(number, known[0]) for number in groups.tolist()]
+    return [tomogram_set.tomograms[tomogram[row]] for row in rows]
 
 
 def find_groups(

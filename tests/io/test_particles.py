@@ -373,6 +373,15 @@ def test_optics_that_disagree(project, findings, only, old, new, label, words):
     only("optics-disagree", "error", f"{label} of optics group 95", "tomogram TS_03", words)
 
 
+def test_groups_written_otherwise_are_filled_from_their_own_tomograms(project, findings):
+    case = project()
+    case.set_value("tomograms.star", "rlnTomoTiltSeriesPixelSize", 0, "1.35")
+    text = OPTICS.replace("_rlnTomoTiltSeriesPixelSize", "_rlnOther")
+    add_optics(case, text, ["69.0", "69.0", "95.0", "95.0", "95.0"])
+    assert list(read(findings).optics.pixel_size) == [2.7, 1.35]
+    assert codes(findings) == ["optics-filled"]
+
+
 OPTICS_VALUES = {
     "rlnVoltage": "300",
     "rlnSphericalAberration": "2.7",
