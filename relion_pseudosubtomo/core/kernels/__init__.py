@@ -17,8 +17,9 @@ except (ImportError, TypeError, ValueError) as error:  # not built, or for anoth
     active = numpy_twin
     warnings.warn(
         f"relion_pseudosubtomo: the compiled kernels cannot be used ({error}); the NumPy versions "
-        "run instead, some 20 times slower. Install a C compiler and reinstall the package; "
-        "pip install -v shows what the compiler says.",
+        "run instead, some 20 times slower. Install GCC or clang and the headers of Python, "
+        "then reinstall the package with pip install -v --force-reinstall, which shows what the "
+        "compiler says.",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -9,16 +9,17 @@ typedef int64_t four_complex __attribute__((vector_size(32), aligned(8), may_ali
 PS_INLINE void transpose_four(const one_complex *in, int64_t in_stride, one_complex *out,
                               int64_t out_stride)
 {
-    const four_complex even = {0, 4, 2, 6}, odd = {1, 5, 3, 7}, low = {0, 1, 4, 5}, high = {2, 3, 6, 7};
     four_complex a = *(const four_complex *)in, b = *(const four_complex *)(in + in_stride),
                  c = *(const four_complex *)(in + 2 * in_stride),
                  d = *(const four_complex *)(in + 3 * in_stride);
-    four_complex ab = __builtin_shuffle(a, b, even), ba = __builtin_shuffle(a, b, odd),
-                 cd = __builtin_shuffle(c, d, even), dc = __builtin_shuffle(c, d, odd);
-    *(four_complex *)out = __builtin_shuffle(ab, cd, low);
-    *(four_complex *)(out + out_stride) = __builtin_shuffle(ba, dc, low);
-    *(four_complex *)(out + 2 * out_stride) = __builtin_shuffle(ab, cd, high);
-    *(four_complex *)(out + 3 * out_stride) = __builtin_shuffle(ba, dc, high);
+    four_complex ab = PS_SHUFFLE(four_complex, a, b, 0, 4, 2, 6),
+                 ba = PS_SHUFFLE(four_complex, a, b, 1, 5, 3, 7),
+                 cd = PS_SHUFFLE(four_complex, c, d, 0, 4, 2, 6),
+                 dc = PS_SHUFFLE(four_complex, c, d, 1, 5, 3, 7);
+    *(four_complex *)out = PS_SHUFFLE(four_complex, ab, cd, 0, 1, 4, 5);
+    *(four_complex *)(out + out_stride) = PS_SHUFFLE(four_complex, ba, dc, 0, 1, 4, 5);
+    *(four_complex *)(out + 2 * out_stride) = PS_SHUFFLE(four_complex, ab, cd, 2, 3, 6, 7);
+    *(four_complex *)(out + 3 * out_stride) = PS_SHUFFLE(four_complex, ba, dc, 2, 3, 6, 7);
 }
 
 /* Transposes a matrix of n_rows x n_columns complex numbers; strides are those of rows. */

@@ -47,6 +47,12 @@ typedef int64_t four_indices __attribute__((vector_size(32)));
 typedef float eight_complex __attribute__((vector_size(64), aligned(4)));
 typedef int32_t sixteen_indices __attribute__((vector_size(64)));
 
+/* The real and imaginary parts change places; sixteen floats from the last to the first. */
+#define SWAP_PARTS(z) \
+    PS_SHUFFLE(sixteen_indices, z, z, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
+#define TURN_ROUND(z) \
+    PS_SHUFFLE(sixteen_indices, z, z, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)
+
 /* Writes the first n_columns complex values of each row into the columns, from first_row on. */
 PS_INLINE void transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_columns,
                               int64_t first_row, int64_t column_stride, float *columns)
@@ -66,15 +72,15 @@ PS_INLINE void transpose_rows(const float *rows, int64_t n_rows, int64_t row_str
             four_items b = *(const four_items *)(i0 + row_stride + c);
             four_items d = *(const four_items *)(i0 + 2 * row_stride + c);
             four_items e = *(const four_items *)(i0 + 3 * row_stride + c);
-            const four_indices low = {0, 4, 2, 6}, high = {1, 5, 3, 7};
-            const four_indices first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
-            four_items ab0 = __builtin_shuffle(a, b, low), ab1 = __builtin_shuffle(a, b, high);
-            four_items de0 = __builtin_shuffle(d, e, low), de1 = __builtin_shuffle(d, e, high);
+            four_items ab0 = PS_SHUFFLE(four_indices, a, b, 0, 4, 2, 6);
+            four_items ab1 = PS_SHUFFLE(four_indices, a, b, 1, 5, 3, 7);
+            four_items de0 = PS_SHUFFLE(four_indices, d, e, 0, 4, 2, 6);
+            four_items de1 = PS_SHUFFLE(four_indices, d, e, 1, 5, 3, 7);
             double *o = out + c * column_stride + r;
-            *(four_items *)o = __builtin_shuffle(ab0, de0, first);
-            *(four_items *)(o + column_stride) = __builtin_shuffle(ab1, de1, first);
-            *(four_items *)(o + 2 * column_stride) = __builtin_shuffle(ab0, de0, second);
-            *(four_items *)(o + 3 * column_stride) = __builtin_shuffle(ab1, de1, second);
+            *(four_items *)o = PS_SHUFFLE(four_indices, ab0, de0, 0, 1, 4, 5);
+            *(four_items *)(o + column_stride) = PS_SHUFFLE(four_indices, ab1, de1, 0, 1, 4, 5);
+            *(four_items *)(o + 2 * column_stride) = PS_SHUFFLE(four_indices, ab0, de0, 2, 3, 6, 7);
+            *(four_items *)(o + 3 * column_stride) = PS_SHUFFLE(four_indices, ab1, de1, 2, 3, 6, 7);
         }
         for (int64_t c = whole; c < n_columns; c++)
             for (int64_t k = 0; k < 4; k++) out[c * column_stride + r + k] = i0[k * row_stride + c];
@@ -104,17 +110,15 @@ PS_INLINE void join_one(const float *z, int64_t parts, int64_t length, const flo
 PS_INLINE void join_eight(const float *z, int64_t parts, int64_t length, const float *factors,
                           int64_t n_columns, int64_t k, float *out)
 {
-    const sixteen_indices swap = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
-    const sixteen_indices turn = {15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0};
     eight_complex sum = {0};
     for (int64_t r = 0; r < parts; r++) {
         const float *f = factors + 8 * r * n_columns + 2 * k, *part = z + 2 * r * length;
         eight_complex near = *(const eight_complex *)(part + 2 * k);
         eight_complex far = *(const eight_complex *)(part + 2 * (length - k - 7));
-        eight_complex turned = __builtin_shuffle(far, turn);
+        eight_complex turned = TURN_ROUND(far);
         sum += near * *(const eight_complex *)f
-               + __builtin_shuffle(near, swap) * *(const eight_complex *)(f + 2 * n_columns);
-        sum += __builtin_shuffle(turned, swap) * *(const eight_complex *)(f + 4 * n_columns)
+               + SWAP_PARTS(near) * *(const eight_complex *)(f + 2 * n_columns);
+        sum += SWAP_PARTS(turned) * *(const eight_complex *)(f + 4 * n_columns)
                + turned * *(const eight_complex *)(f + 6 * n_columns);
     }
     *(eight_complex *)(out + 2 * k) = sum;
@@ -160,7 +164,6 @@ void ps_join_rows(const float *parts_fs, int64_t n_rows, int64_t parts, int64_t 
 PS_INLINE void join_run(const float *z, int64_t parts, int64_t length, const float *factors,
                         int64_t n, int64_t first, int64_t end, int64_t shift, float *out)
 {
-    const sixteen_indices swap = {1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14};
     int64_t k = first;
     for (; k + 8 <= end; k += 8) {
         eight_complex sum = {0};
@@ -168,7 +171,7 @@ PS_INLINE void join_run(const float *z, int64_t parts, int64_t length, const flo
             eight_complex part = *(const eight_complex *)(z + 2 * (r * length + k + shift));
             const float *f = factors + 4 * r * n + 2 * k;
             sum += part * *(const eight_complex *)f
-                   + __builtin_shuffle(part, swap) * *(const eight_complex *)(f + 2 * n);
+                   + SWAP_PARTS(part) * *(const eight_complex *)(f + 2 * n);
         }
         *(eight_complex *)(out + 2 * k) = sum;
     }
