@@ -82,13 +82,14 @@ void ps_convert_pixels(const char *source, int mode, int64_t n, float *out)
     }
 }
 
-__thread sigjmp_buf *ps_bus_target;
+__thread sigjmp_buf *volatile ps_bus_target;
 
 static void on_bus_error(int number, siginfo_t *info, void *context)
 {
     (void)info;
     (void)context;
-    if (ps_bus_target) siglongjmp(*ps_bus_target, 1);
+    sigjmp_buf *target = ps_bus_target;
+    if (target) siglongjmp(*target, 1);
     signal(number, SIG_DFL);
     raise(number);
 }

@@ -14,8 +14,9 @@
 void ps_convert_pixels(const char *source, int mode, int64_t n, float *out);
 
 /* A mapped image that is truncated, or lost by its file system, raises SIGBUS where it is read. While
- * a guarded call reads that becomes an error of this one image; elsewhere it ends the process as ever. */
-extern __thread sigjmp_buf *ps_bus_target;
+ * a guarded call reads that becomes an error of this one image; elsewhere it ends the process as ever.
+ * No compiler sees that reading can call the handler, so the fences keep the reads between them. */
+extern __thread sigjmp_buf *volatile ps_bus_target;
 
 /* Sets result to that of a call which reads an image; leaves it where the image cannot be read. */
 #define PS_GUARDED(result, call) \
@@ -23,7 +24,9 @@ extern __thread sigjmp_buf *ps_bus_target;
         sigjmp_buf target; \
         if (sigsetjmp(target, 1) == 0) { \
             ps_bus_target = &target; \
+            __atomic_signal_fence(__ATOMIC_SEQ_CST); \
             result = (call); \
+            __atomic_signal_fence(__ATOMIC_SEQ_CST); \
         } \
         ps_bus_target = NULL; \
     } while (0)

@@ -1,8 +1,15 @@
 #include "kernels.h"
 #include "pixels.h"
 
+/* Complex values as they lie in memory: one and four as 8-byte items, eight as sixteen floats. */
+typedef double one_item __attribute__((may_alias));
+typedef double four_items __attribute__((vector_size(32), aligned(8), may_alias));
+typedef int64_t four_indices __attribute__((vector_size(32)));
+typedef float eight_complex __attribute__((vector_size(64), aligned(4)));
+typedef int32_t sixteen_indices __attribute__((vector_size(64)));
+
 /* Deals the complex pairs of a row out to its parts: pair parts * j + r becomes number j of part r. */
-PS_INLINE void deal_pairs(const double *line, int64_t parts, int64_t length, double *out)
+PS_INLINE void deal_pairs(const one_item *line, int64_t parts, int64_t length, one_item *out)
 {
     for (int64_t r = 0; r < parts; r++)
         for (int64_t j = 0; j < length; j++) out[r * length + j] = line[parts * j + r];
@@ -22,12 +29,12 @@ static int64_t copy_rows(const ps_image *image, int64_t corner_x, int64_t corner
         float *out = parts > 1 ? line : rows + r * row_length;
         copy_pixels(image, corner_y + r, corner_x, row_length, out);
         n_bad += count_not_finite(out, row_length);
-        double *dealt = (double *)(rows + r * row_length);
+        one_item *dealt = (one_item *)(rows + r * row_length);
         switch (parts) {
         case 1: break;
-        case 2: deal_pairs((const double *)line, 2, row_length / 4, dealt); break;
-        case 3: deal_pairs((const double *)line, 3, row_length / 6, dealt); break;
-        default: deal_pairs((const double *)line, parts, row_length / (2 * parts), dealt);
+        case 2: deal_pairs((const one_item *)line, 2, row_length / 4, dealt); break;
+        case 3: deal_pairs((const one_item *)line, 3, row_length / 6, dealt); break;
+        default: deal_pairs((const one_item *)line, parts, row_length / (2 * parts), dealt);
         }
     }
     return n_bad;
@@ -41,12 +48,6 @@ int64_t ps_copy_rows(const ps_image *image, int64_t corner_x, int64_t corner_y, 
     return n_bad;
 }
 
-/* Four complex values, each one 8-byte item, and eight as sixteen floats. */
-typedef double four_items __attribute__((vector_size(32), aligned(8), may_alias));
-typedef int64_t four_indices __attribute__((vector_size(32)));
-typedef float eight_complex __attribute__((vector_size(64), aligned(4)));
-typedef int32_t sixteen_indices __attribute__((vector_size(64)));
-
 /* The real and imaginary parts change places; sixteen floats from the last to the first. */
 #define SWAP_PARTS(z) \
     PS_SHUFFLE(sixteen_indices, z, z, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
@@ -57,11 +58,11 @@ typedef int32_t sixteen_indices __attribute__((vector_size(64)));
 PS_INLINE void transpose_rows(const float *rows, int64_t n_rows, int64_t row_stride, int64_t n_columns,
                               int64_t first_row, int64_t column_stride, float *columns)
 {
-    const double *in = (const double *)rows; /* one complex value moves as one 8-byte item */
-    double *out = (double *)columns + first_row;
+    const one_item *in = (const one_item *)rows;
+    one_item *out = (one_item *)columns + first_row;
     const int64_t whole = n_columns - n_columns % 4;
     for (int64_t r = 0; r < n_rows; r += 4) {
-        const double *i0 = in + r * row_stride;
+        const one_item *i0 = in + r * row_stride;
         if (r + 4 > n_rows) {
             for (int64_t c = 0; c < n_columns; c++)
                 for (int64_t k = r; k < n_rows; k++) out[c * column_stride + k] = in[k * row_stride + c];
@@ -76,7 +77,7 @@ PS_INLINE void transpose_rows(const float *rows, int64_t n_rows, int64_t row_str
             four_items ab1 = PS_SHUFFLE(four_indices, a, b, 1, 5, 3, 7);
             four_items de0 = PS_SHUFFLE(four_indices, d, e, 0, 4, 2, 6);
             four_items de1 = PS_SHUFFLE(four_indices, d, e, 1, 5, 3, 7);
-            double *o = out + c * column_stride + r;
+            one_item *o = out + c * column_stride + r;
             *(four_items *)o = PS_SHUFFLE(four_indices, ab0, de0, 0, 1, 4, 5);
             *(four_items *)(o + column_stride) = PS_SHUFFLE(four_indices, ab1, de1, 0, 1, 4, 5);
             *(four_items *)(o + 2 * column_stride) = PS_SHUFFLE(four_indices, ab0, de0, 2, 3, 6, 7);
