@@ -340,8 +340,6 @@ def _check_combinations(options: JobOptions, findings: Findings) -> None:
     ):
         if wanted and options.no_writing:
             findings.error("option-combination", f"{name} together with --no_writing")
-    if options.no_mrc and options.dialects:
-        findings.error("option-combination", "--no_mrc together with --for: dialects are MRC files")
     if options.no_mrc and not options.hdf5:
         findings.error("option-combination", "--no_mrc without --hdf5: no image would be written")
     if options.hdf5_compression and not options.hdf5:
@@ -353,17 +351,17 @@ def _check_combinations(options: JobOptions, findings: Findings) -> None:
 
 def _check_dialects(options: JobOptions, findings: Findings) -> None:
     for name in options.dialects:
+        reasons = []
         if DIALECTS[name] and not options.stack2d:
-            reason = f"without --stack2d: {name} reads 2D stacks"
+            reasons.append(f"without --stack2d: {name} reads 2D stacks")
         elif not DIALECTS[name] and not options.is_3d:
             mode = "--stack2d" if options.stack2d else "--real_subtomo"
-            reason = f"together with {mode}: {name} reads 3D pseudo-subtomograms"
-        elif options.no_writing or options.no_mrc:
+            reasons.append(f"together with {mode}: {name} reads 3D pseudo-subtomograms")
+        if options.no_writing or options.no_mrc:
             mode = "--no_mrc" if options.no_mrc else "--no_writing"
-            reason = f"together with {mode}: {name} reads MRC files"
-        else:
-            continue
-        findings.error("option-combination", f"--for {name} {reason}")
+            reasons.append(f"together with {mode}: {name} reads MRC files")
+        for reason in reasons:
+            findings.error("option-combination", f"--for {name} {reason}")
 
 
 def _check_chunks(options: JobOptions, findings: Findings) -> None:

@@ -169,6 +169,19 @@ def test_impossible_combinations(
     assert not Path("out").exists()
 
 
+def test_each_reason_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All that forbids a dialect is said, and nothing twice."""
+    start_in(tmp_path, "basic_2d", monkeypatch)
+    packed = ["--hdf5", "--no_mrc", "--for", "tomodrgn"]
+    assert main([*INPUT, *BOX, *packed, "--o", "out/"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("--for tomodrgn without --stack2d") == 1
+    assert said.count("--for tomodrgn together with --no_mrc") == 1
+    assert said.count("option-combination") == 2
+
+
 def test_unknown_dialect(capsys: pytest.CaptureFixture[str]) -> None:
     """The message lists the known ones."""
     assert main([*INPUT, *STACK, "--o", "out/", "--for", "tomodragon"]) == 2

@@ -869,7 +869,6 @@ def test_what_is_wrong_is_said(case: ProjectCopy, capsys: pytest.CaptureFixture[
         ({"hdf5": True, "hdf5_compression": 10}, "expected a level of 0 to 9, found 10"),
         ({"hdf5": True, "box": 1024, "crop": 1024}, "expected volumes of less than 4 GiB"),
         ({"hdf5": True, "no_writing": True}, "--hdf5 together with --no_writing"),
-        ({"hdf5": True, "no_mrc": True, "dialects": ("relion4",)}, "--no_mrc together with --for"),
     ],
 )
 def test_combinations_that_make_no_sense(changes: dict[str, object], message: str) -> None:
