@@ -7,7 +7,8 @@
 
 The data, noise of the size of real tilt images (2.3 GB a tomogram), are made once and kept. The
 benchmark writes benchmark.md, benchmark.json and benchmark.png. Times are medians of interleaved
-runs in fresh processes; leave the machine alone meanwhile.
+runs in fresh processes; leave the machine alone meanwhile. Ctrl-C ends it with the repeats that are
+whole.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -194,6 +195,25 @@ def test_efficiency_of_whole_runs(parts: ModuleType, tmp_path: Path) -> None:
     without = np.array([6 / (2 * 4), 6 / (2 * 3), 4 / (2 * 3)])
     assert error == pytest.approx(np.sqrt(2 / 3 * np.sum((without - without.mean()) ** 2)))
     assert session.paired_efficiency("B", way) is None
+
+
+def test_interrupt_leaves_whole_repeats(parts: ModuleType, tmp_path: Path) -> None:
+    """The medians are those of the repeats before it; one within the first ends it all."""
+    settings = parts.session.Settings(None, (2, 4), 3, tmp_path, tmp_path)
+    keys = [parts.session.Key("A", way) for way in ("one", "two")]
+    for n_done, n_whole in ((5, 2), (3, 1), (1, 0)):
+        session = parts.session.Session(settings)
+        measure = Mock(side_effect=[*[parts.session.Usage(1.0, 1.0)] * n_done, KeyboardInterrupt])
+        for key in keys:
+            session.add(key, measure)
+        if not n_whole:
+            with pytest.raises(KeyboardInterrupt):
+                session.run()
+            continue
+        session.run()
+        assert [len(session.runs[key]) for key in keys] == [n_whole, n_whole]
+        assert session.notes == [f"stopped after {n_whole} of 3 repeats"]
+        assert session.settings.repeats == n_whole
 
 
 def test_laps_while_all_work(parts: ModuleType) -> None:

@@ -93,8 +93,13 @@ def run_command(
         except OSError as error:
             raise BenchmarkError(f"{command[0]} cannot be started: {error}") from error
         with _MemoryWatch(process.pid) as memory:
-            # wait4 tells the time of this child, and of the children that it waited for
-            _, status, usage = os.wait4(process.pid, 0)
+            try:
+                # wait4 tells the time of this child, and of the children that it waited for
+                _, status, usage = os.wait4(process.pid, 0)
+            except KeyboardInterrupt:
+                process.terminate()
+                process.wait()
+                raise
             wall = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +123,7 @@ class Session:
         """Do all that waits, one after the other, and that again for every repeat.
 
         Interleaved, because the speed of a machine drifts: what is compared is measured within
-        the same minutes.
+        the same minutes. An interrupt (Ctrl-C) leaves it at the repeats that are whole.
         """
         n = self.settings.repeats if repeats is None else repeats
         sections = list(dict.fromkeys(key.section for key in self._waiting))
@@ -135,21 +135,33 @@ class Session:
 
         ordered = sorted(self._waiting.items(), key=lambda item: place(item[0]))
         for repeat in range(n):
-            for key, measure in ordered:
-                os.sync()  # the disk is at rest
-                try:
-                    usage = measure()
-                except BenchmarkError as error:  # the other figures are still worth having
-                    self.failed = True
-                    self.note(f"FAILED {key.section}, {key.way}, {key.particles}: {error}")
-                    continue
-                self.runs.setdefault(key, []).append(usage)
-                print(
-                    f"{repeat + 1}/{n}  {key.section}, {key.way}, {key.particles}: "
-                    f"wall {usage.wall:.3f} s, user {usage.user:.3f} s",
-                    flush=True,
-                )
+            try:
+                self._run_each(ordered, f"{repeat + 1}/{n}")
+            except KeyboardInterrupt:
+                if not repeat:
+                    raise
+                self.note(f"stopped after {repeat} of {n} repeats")
+                self.settings = replace(self.settings, repeats=repeat)
+                for key in self._waiting:
+                    del self.runs.get(key, [])[repeat:]
+                break
         self._waiting.clear()
+
+    def _run_each(self, ordered: list[tuple[Key, Callable[[], Usage]]], repeat: str) -> None:
+        for key, measure in ordered:
+            os.sync()  # the disk is at rest
+            try:
+                usage = measure()
+            except BenchmarkError as error:  # the other figures are still worth having
+                self.failed = True
+                self.note(f"FAILED {key.section}, {key.way}, {key.particles}: {error}")
+                continue
+            self.runs.setdefault(key, []).append(usage)
+            print(
+                f"{repeat}  {key.section}, {key.way}, {key.particles}: "
+                f"wall {usage.wall:.3f} s, user {usage.user:.3f} s",
+                flush=True,
+            )
 
     def median(self, key: Key) -> Usage | None:
         """Return the medians of a measurement; None where it was not done."""
