@@ -46,6 +46,9 @@ from relion_pseudosubtomo.worker import SharedJob, TaskInput
 
 logger = logging.getLogger("relion_pseudosubtomo")
 
+#: Tomograms by whose images a rank finds out whether it sees those of the job at all.
+_SOME_TOMOGRAMS = 20
+
 NO_PREBIN = (
     "--prebin is not used: it needs a whole factor of 2 or more, at most half of --bin, that "
     "divides the window of --b times --bin pixels into 14 or more, and no --circle_precrop"
@@ -164,7 +167,7 @@ class Extraction:
             return self._describe(piece, fingerprints[piece.task])
 
         stop = partial(self.stop_wanted, start)
-        shared = SharedJob(self.options, self.job.tomogram_set, self.job.particle_set.optics)
+        shared = SharedJob(self.options, self.job.particle_set.optics, self._some_images())
         left = len(self.plan.kept_rows) - self.summary.n_done_before
         run = pool.run(shared, costs, describe, split=self.options.may_split, stop=stop)
         # closed before the lock goes: nothing is written behind it
@@ -206,6 +209,14 @@ class Extraction:
         """Return the tomogram of every task."""
         tomograms = self.job.tomogram_set.tomograms
         return [tomograms[task.tomogram] for task in self.plan.tasks]
+
+    def _some_images(self) -> tuple[str, ...]:
+        """Return the first image of some of the tomograms that are extracted."""
+        tomograms = self._tomograms()
+        some = tomograms[:: max(1, len(tomograms) // _SOME_TOMOGRAMS)]
+        if self.options.real_subtomo:
+            return tuple(tomogram.reconstructions[0] for tomogram in some)
+        return tuple(tomogram.frames[0].path for tomogram in some)
 
     def _tell_prebin(self) -> None:
         """Say where `--prebin` is used, and where not."""
@@ -254,13 +265,15 @@ class Extraction:
         whole = self.plan.tasks[piece.task]
         task = whole.part(piece.start, piece.stop)
         moving = self.job.trajectories
+        tomogram = self.job.tomogram_set.tomograms[whole.tomogram]
         return TaskInput(
             task,
+            tomogram,
             self.job.particle_set.take_numbers(task.rows),
             None if moving is None else moving.stack(task.rows),
             np.any(whole.visible, axis=0),
             fingerprint,
-            choose_prebin(self.options, self.job.tomogram_set.tomograms[whole.tomogram], whole),
+            choose_prebin(self.options, tomogram, whole),
             len(whole),
             self._rows_for_container(piece),
         )

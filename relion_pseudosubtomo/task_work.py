@@ -16,7 +16,7 @@ from relion_pseudosubtomo.io.container_content import Content
 from relion_pseudosubtomo.io.containers import ContainerStore
 from relion_pseudosubtomo.io.records import Record, RecordStore
 from relion_pseudosubtomo.loading import LoadingStopped
-from relion_pseudosubtomo.model import TaskResult, Tomogram
+from relion_pseudosubtomo.model import TaskResult
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.parallel.runner import Control
 from relion_pseudosubtomo.worker import BegunTask, SharedJob, TaskInput, Worker
@@ -84,7 +84,7 @@ class TaskWork:
 
     def _find_unseen(self) -> str:
         """Return what this rank does not see of the job's files; empty where it sees them."""
-        images = [path for path in map(self._first_image, self._job.tomogram_set.tomograms) if path]
+        images = self._job.some_images
         if self._records is not None and not _is_seen(self._records.job_path):
             unseen = str(self._records.job_path)
         elif images and not any(map(os.path.exists, images)):
@@ -95,12 +95,6 @@ class TaskWork:
         with contextlib.suppress(OSError):
             directory = f"the working directory {os.getcwd()}"
         return f"expected {unseen}, found no such file from {directory}"
-
-    def _first_image(self, tomogram: Tomogram) -> str:
-        """Return one of the files that a tomogram's particles are made from; empty without any."""
-        if self._job.options.real_subtomo:
-            return next(iter(tomogram.reconstructions), "")
-        return next((frame.path for frame in tomogram.frames), "")
 
     def _do_piece(self, given: TaskInput, control: Control) -> tuple[int, TaskResult]:
         total = TaskResult(given.task.number, given.task.first)
@@ -148,16 +142,15 @@ class TaskWork:
         from relion_pseudosubtomo.io import hdf5  # most jobs need not wait for the library
 
         options = self._job.options
-        tomogram = self._job.tomogram_set.tomograms[given.task.tomogram]
-        content = Content(options, tomogram, given.task, given.columns, given.fingerprint)
+        content = Content(options, given.tomogram, given.task, given.columns, given.fingerprint)
         ContainerStore(options.output).create(
-            tomogram.name, lambda path: hdf5.lay_out(path, content)
+            given.tomogram.name, lambda path: hdf5.lay_out(path, content)
         )
 
     def _finish_container(self, given: TaskInput, control: Control) -> None:
         """Let the container of a tomogram appear that is done with this piece."""
         assert self._records is not None  # of all that is written there are records
-        name = self._job.tomogram_set.tomograms[given.task.tomogram].name
+        name = given.tomogram.name
         n_done = sum(len(record.stems) for record in self._records.read_tomogram(name))
         if n_done == given.n_whole:
             store = ContainerStore(self._job.options.output)
@@ -166,8 +159,7 @@ class TaskWork:
     def _record(self, given: TaskInput, result: TaskResult) -> None:
         if self._records is None:
             return
-        job = self._job
-        tomogram = job.tomogram_set.tomograms[given.task.tomogram]
+        options, tomogram = self._job.options, given.tomogram
         done = given.task.part(0, result.n_particles)
         self._records.write(
             Record(
@@ -176,11 +168,11 @@ class TaskWork:
                 stop=done.first + len(done),
                 fingerprint=given.fingerprint,
                 stems=done.stems,
-                suffixes=job.options.image_suffixes,
+                suffixes=options.image_suffixes,
                 sizes=tuple(
                     size
                     for visible in done.visible
-                    for size in particle_bytes(job.options, tomogram, int(visible.sum()))
+                    for size in particle_bytes(options, tomogram, int(visible.sum()))
                 ),
                 n_clipped=result.n_clipped,
                 n_not_finite=result.n_not_finite,

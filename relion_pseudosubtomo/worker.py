@@ -32,7 +32,6 @@ from relion_pseudosubtomo.model import (
     Task,
     TaskResult,
     Tomogram,
-    TomogramSet,
 )
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import ALL_TILTS, WITHOUT_CTF, JobOptions, real_box_size
@@ -55,14 +54,15 @@ class SharedJob:
     Attributes
     ----------
     options : JobOptions
-    tomogram_set : TomogramSet
     optics : OpticsGroups
         Pixel sizes and aberrations of the particles' optics groups.
+    some_images : tuple of str
+        Files of some tomograms, of which a rank has to see at least one; empty where none is read.
     """
 
     options: JobOptions
-    tomogram_set: TomogramSet
     optics: OpticsGroups
+    some_images: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class TaskInput:
     Attributes
     ----------
     task : Task
+    tomogram : Tomogram
     particles : ParticleSet
         The task's particles, in its order, without text.
     shifts : ndarray, shape (m, n_frames, 3), or None
@@ -89,6 +90,7 @@ class TaskInput:
     """
 
     task: Task
+    tomogram: Tomogram
     particles: ParticleSet
     shifts: NDArray[np.floating] | None
     used: NDArray[np.bool_]
@@ -102,6 +104,7 @@ class TaskInput:
         rows = np.arange(start, stop)
         return TaskInput(
             self.task.part(start, stop),
+            self.tomogram,
             self.particles.take(rows),
             None if self.shifts is None else self.shifts[start:stop],
             self.used,
@@ -199,11 +202,10 @@ class Worker:
         with self._load_locks[index]:  # the present one does not wait for the next
             found = self._loaded.get(index)
             if found is None:
-                tomogram = self._job.tomogram_set.tomograms[index]
-                with images_may_fail(tomogram.name):
+                with images_may_fail(given.tomogram.name):
                     found = load_tomogram(
                         self._job.options,
-                        tomogram,
+                        given.tomogram,
                         index,
                         given.used,
                         prebin=given.prebin,
@@ -248,10 +250,12 @@ class Worker:
         sums = Accumulators(self._job.options, self._settings.average_scale)
         share = Share(result, iter(range(len(task))), stop, on_particle, sums)
         begun = BegunTask(time.perf_counter(), share, ExitStack(), collector)
-        container = begun.open_files.enter_context(self._open_container(task))
+        container = begun.open_files.enter_context(self._open_container(given.tomogram))
         writer = ParticleWriter(self._job.options, task, container)
         begun.jobs += [
-            self._pool.submit(self._do_share, task, share, extract, collector, writer)
+            self._pool.submit(
+                self._do_share, given.tomogram.name, share, extract, collector, writer
+            )
             for _ in range(min(self._threads, len(task)))
         ]
         return begun
@@ -279,11 +283,10 @@ class Worker:
     def _start_collecting(self, given: TaskInput, loaded: LoadedTomogram | None) -> Collector:
         """Return what collects for `--report` from the particles of a task."""
         options, task = self._job.options, given.task
-        tomogram = self._job.tomogram_set.tomograms[task.tomogram]
         images = None if loaded is None else loaded.images
-        with images_may_fail(tomogram.name):
+        with images_may_fail(given.tomogram.name):
             return Collector(
-                tomogram,
+                given.tomogram,
                 task,
                 given.used,
                 given.fingerprint,
@@ -292,24 +295,22 @@ class Worker:
                 is_3d=options.is_3d,
             )
 
-    def _open_container(self, task: Task) -> AbstractContextManager[ContainerWriter | None]:
+    def _open_container(self, tomogram: Tomogram) -> AbstractContextManager[ContainerWriter | None]:
         options = self._job.options
         if not options.hdf5:
             return nullcontext()
-        name = self._job.tomogram_set.tomograms[task.tomogram].name
-        return ContainerStore(options.output).open(name)
+        return ContainerStore(options.output).open(tomogram.name)
 
     def _do_share(
         self,
-        task: Task,
+        name: str,
         share: Share,
         extract: Callable[[int, Share], list[OutputFile]],
         collector: Collector | None,
         writer: ParticleWriter,
     ) -> None:
-        """Extract and write particles until none is left; runs in each thread."""
+        """Extract and write particles of a tomogram until none is left; runs in each thread."""
         try:
-            name = self._job.tomogram_set.tomograms[task.tomogram].name
             for i in share.take_particles():
                 with images_may_fail(name):
                     files = extract(i, share)
@@ -326,9 +327,8 @@ class Worker:
         self, given: TaskInput, loaded: LoadedTomogram
     ) -> Callable[[int, Share], list[OutputFile]]:
         """Return the function that extracts particle i of a task (spec 2.4 to 2.10)."""
-        options, task = self._job.options, given.task
-        tomogram = self._job.tomogram_set.tomograms[task.tomogram]
-        views = particle_views(tomogram, task, self._place(tomogram, given))
+        options, task, tomogram = self._job.options, given.task, given.tomogram
+        views = particle_views(tomogram, task, self._place(given))
         groups = given.particles.optics_row
         aberrations = {int(group): self._aberrations_of(int(group)) for group in np.unique(groups)}
         voxel = options.binning * tomogram.pixel_size
@@ -385,16 +385,15 @@ class Worker:
             files.append((WITHOUT_CTF, without_ctf, voxel))
         return files
 
-    def _place(self, tomogram: Tomogram, given: TaskInput) -> Placement:
+    def _place(self, given: TaskInput) -> Placement:
         particles = given.particles
         rows = np.arange(len(particles))
-        return place_particles(self._job.options, tomogram, particles, given.shifts, rows)
+        return place_particles(self._job.options, given.tomogram, particles, given.shifts, rows)
 
     def _prepare_real(self, given: TaskInput) -> Callable[[int, Share], list[OutputFile]]:
         """Return the function that makes true subtomogram i of a task (spec 2.11)."""
-        options, task = self._job.options, given.task
-        tomogram = self._job.tomogram_set.tomograms[task.tomogram]
-        position = self._place(tomogram, given).position
+        options, task, tomogram = self._job.options, given.task, given.tomogram
+        position = self._place(given).position
         halves = [mrc.read_volume(path) for path in tomogram.reconstructions]
         binning = tomogram.tomogram_binning
         assert binning is not None  # the checks made sure

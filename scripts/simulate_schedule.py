@@ -23,13 +23,12 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from relion_pseudosubtomo.estimate import task_seconds
-from relion_pseudosubtomo.model import OpticsGroups, ParticleSet, Task
+from relion_pseudosubtomo.model import FrameImage, OpticsGroups, ParticleSet, Task, Tomogram
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.parallel.coordinate import (
     ANSWER_INTERVAL,
@@ -118,8 +117,8 @@ def draw_sizes(n_tomograms: int, least: int, most: int) -> tuple[int, ...]:
 
 def estimate_costs(sizes: Iterable[int]) -> list[TaskCost]:
     """Return the program's own estimates for tomograms of these numbers of particles."""
-    tomogram: Any = SimpleNamespace(image_size_xy=IMAGE_SIZE_XY)
-    start, item = task_seconds(OPTIONS, tomogram, make_description(1).task)
+    one = make_description(1)
+    start, item = task_seconds(OPTIONS, one.tomogram, one.task)
     return [TaskCost(start, item, ((0, size),)) for size in sizes]
 
 
@@ -336,7 +335,36 @@ def make_description(n_particles: int, n_frames: int = N_FRAMES) -> TaskInput:
     stems = tuple(f"Subtomograms/TS_01/{row + 1}" for row in rows)
     task = Task(0, 0, 0, rows, stems, np.ones((n_particles, n_frames), dtype=bool))
     used = task.visible.any(axis=0)
-    return TaskInput(task, particle_set.take_numbers(rows), None, used, "0" * 64, 1, len(task))
+    particles = particle_set.take_numbers(rows)
+    return TaskInput(task, make_tomogram(n_frames), particles, None, used, "0" * 64, 1, len(task))
+
+
+def make_tomogram(n_frames: int) -> Tomogram:
+    """Return a tomogram of images of the usual size."""
+    of_frame = np.random.default_rng(SEED).normal(size=(7, n_frames))
+    paths = (f"MotionCorr/job002/frames/TS_01_{frame:03}_0.0_mrc.mrc" for frame in range(n_frames))
+    return Tomogram(
+        "TS_01",
+        size_xyz=np.array([*IMAGE_SIZE_XY, 1200.0]),
+        pixel_size=1.35,
+        hand=-1.0,
+        voltage=300.0,
+        spherical_aberration=2.7,
+        amplitude_contrast=0.07,
+        optics_group_name="optics1",
+        defocus_slope=1.0,
+        bfactor_per_dose=0.0,
+        projections=np.random.default_rng(SEED).normal(size=(n_frames, 4, 4)),
+        pre_exposure=of_frame[0],
+        defocus_u=of_frame[1],
+        defocus_v=of_frame[2],
+        defocus_angle=of_frame[3],
+        ctf_scale=of_frame[4],
+        ctf_bfactor=of_frame[5],
+        phase_shift=of_frame[6],
+        frames=tuple(FrameImage(path, 0) for path in paths),
+        image_size_xy=IMAGE_SIZE_XY,
+    )
 
 
 def make_table(cases: Iterable[Case]) -> Iterator[str]:

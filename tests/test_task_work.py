@@ -13,11 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_models import make_options, make_tomogram, make_tomogram_set
+from small_models import make_options, make_tomogram
 
 from relion_pseudosubtomo import task_work
 from relion_pseudosubtomo.accumulate import Accumulators
 from relion_pseudosubtomo.errors import InputError, RankError
+from relion_pseudosubtomo.extraction import Extraction
 from relion_pseudosubtomo.model import TaskResult
 from relion_pseudosubtomo.parallel.runner import Control
 from relion_pseudosubtomo.share import Share
@@ -95,9 +96,7 @@ def make_work(worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> task_work.
     """Return work with one thread that writes no records."""
     monkeypatch.setattr(task_work, "CHUNK_PER_THREAD", CHUNK)
     monkeypatch.setattr(task_work, "Worker", lambda job, threads: worker)
-    job: Any = SimpleNamespace(
-        options=make_options(no_writing=True), tomogram_set=SimpleNamespace(tomograms=())
-    )
+    job: Any = SimpleNamespace(options=make_options(no_writing=True), some_images=())
     return task_work.TaskWork(job, 1)
 
 
@@ -159,10 +158,7 @@ def work_on_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> task_work.
     monkeypatch.setattr(task_work, "FILES_APPEAR", 0.05)
     monkeypatch.setattr(task_work, "_LOOK_INTERVAL", 0.01)
     monkeypatch.setattr(task_work.TaskWork, "_record", lambda *arguments: None)
-    job: Any = SimpleNamespace(
-        options=make_options(),
-        tomogram_set=make_tomogram_set(make_tomogram("TS_01"), make_tomogram("TS_02")),
-    )
+    job: Any = SimpleNamespace(options=make_options(), some_images=("TS_01_0.mrc", "TS_02_0.mrc"))
     return task_work.TaskWork(job, 1)
 
 
@@ -171,6 +167,16 @@ def put_files(*names: str) -> None:
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
+
+
+@pytest.mark.parametrize(("n", "last"), [(1, 0), (7, 6), (1000, 950)])
+def test_what_ranks_share_does_not_grow(n: int, last: int) -> None:
+    """Of many tomograms some are named, from all over the set; each travels with its pieces."""
+    tomograms = [make_tomogram(f"TS_{i}") for i in range(n)]
+    job: Any = SimpleNamespace(options=make_options(), _tomograms=lambda: tomograms)
+    names = Extraction._some_images(job)
+    assert len(names) == min(n, 20)
+    assert (names[0], names[-1]) == ("TS_0_0.mrc", f"TS_{last}_0.mrc")
 
 
 JOB_FILE = "out/.completed/job.json"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_models import make_options, make_tomogram, make_tomogram_set
+from small_models import make_options, make_tomogram
 
 from relion_pseudosubtomo import task_work
 from relion_pseudosubtomo import worker as worker_module
@@ -43,8 +43,7 @@ def make_worker(monkeypatch: pytest.MonkeyPatch, load: Callable[[int], Any]) -> 
 
     monkeypatch.setattr(worker_module, "load_tomogram", load_tomogram)
     monkeypatch.setattr(Worker, "_prepare", prepare)
-    tomograms = make_tomogram_set(*(make_tomogram(f"TS_{i}") for i in range(N_TOMOGRAMS)))
-    job = SimpleNamespace(options=make_options(stack2d=True), tomogram_set=tomograms)
+    job = SimpleNamespace(options=make_options(stack2d=True))
     return Worker(job, threads=1)  # type: ignore[arg-type]
 
 
@@ -56,7 +55,8 @@ def make_input(tomogram: int) -> Any:
             return 1
 
     task = Task(number=tomogram, first=0, tomogram=tomogram, stems=["1"])
-    return SimpleNamespace(task=task, used=None, prebin=1)
+    named = make_tomogram(f"TS_{tomogram}")
+    return SimpleNamespace(task=task, tomogram=named, used=None, prebin=1)
 
 
 def test_every_tomogram_is_loaded_once_and_two_are_held(monkeypatch: pytest.MonkeyPatch) -> None:

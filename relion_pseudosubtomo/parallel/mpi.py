@@ -1,15 +1,13 @@
 """Ranks under MPI: the only module that imports mpi4py.
 
-Rank 0 leads: it hands out pieces and works too. No rank waits in a blocking receive, but for the
-job that all share, which is on its way then; so signals are seen at once and a sleeping rank uses
-no core. Messages are small; images never travel.
+Rank 0 leads: it hands out pieces and works too. No rank waits in a blocking receive, so signals are
+seen at once and a sleeping rank uses no core. Messages are small; images never travel.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import platform
 import sys
 import time
@@ -31,7 +29,7 @@ from relion_pseudosubtomo.parallel.runner import Runner
 from relion_pseudosubtomo.parallel.work import Piece
 from relion_pseudosubtomo.parallel.world import LocalPool, MakeWork, Pool, private_memory
 
-_ORDER, _NEWS, _HELLO, _SHARED = 1, 2, 3, 4
+_ORDER, _NEWS, _HELLO = 1, 2, 3
 
 #: Reports are rarer where there are many ranks, so that rank 0 gets at most 200 a second.
 REPORT_INTERVAL_PER_RANK = 0.005
@@ -209,14 +207,8 @@ class _Others:
 
     def share(self, shared: Any) -> None:
         """Give all ranks what they share, and how many share their cores."""
-        content = pickle.dumps(shared, pickle.HIGHEST_PROTOCOL)
         for rank in sorted(self.ranks):
-            self._order(rank, "share", (len(content), self.n_sharing(rank)))
-            try:  # one buffer for all ranks
-                self._sent.append(self._comm.Isend([content, MPI.BYTE], rank, _SHARED))
-            except MPI.Exception as error:
-                if not _is_death(error):
-                    raise
+            self._order(rank, "share", (shared, self.n_sharing(rank)))
 
     def send(self, rank: int, piece: Piece, description: Any) -> None:
         """Give a rank a piece."""
@@ -366,10 +358,7 @@ class _Servant:
 
     def _obey(self, kind: str, content: Any) -> None:
         if kind == "share":
-            n_bytes, n_sharing = content
-            shared = bytearray(n_bytes)
-            self._comm.Recv([shared, MPI.BYTE], 0, _SHARED)
-            self._runner = Runner(self._make_work(pickle.loads(shared), n_sharing), self._rank)
+            self._runner = Runner(self._make_work(*content), self._rank)
         elif self._runner is not None and kind == "piece":
             self._runner.submit(*content)
             self._has_asked = False
