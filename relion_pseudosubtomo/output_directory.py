@@ -186,6 +186,7 @@ class OutputDirectory:
         """Remove obsolete records behind those of their files that nothing else has.
 
         Without `--overwrite` what this run makes again stays until then: all is replaced at once.
+        Records of `--no_mrc` name no files: of their particles what `unpack` has made goes.
         """
         if not self._obsolete:
             return
@@ -193,10 +194,13 @@ class OutputDirectory:
         planned = {stem for task in self._tasks for stem in task.stems} if again else set()
         elsewhere = {stem for record in self._staying for stem in record.stems}
         for record in self._obsolete:
-            for stem in record.stems:
-                for suffix in record.suffixes if stem not in elsewhere else ():
+            stems = [stem for stem in record.stems if stem not in elsewhere]
+            for stem in stems:
+                for suffix in record.suffixes:
                     if suffix not in again or stem not in planned:
                         (self._path / particle_file(stem, suffix)).unlink(missing_ok=True)
+            if not record.suffixes:
+                self.containers.remove_unpacked(stems, self.containers.suffixes(record.tomogram))
             self.records.remove(record)
 
     def settle_containers(
@@ -208,6 +212,8 @@ class OutputDirectory:
         stopped: Callable[[], bool],
     ) -> bool:
         """Bring each container where its completion records say that it belongs.
+
+        What `unpack` has made of one that is filled again goes: it would be taken for the new one.
 
         Parameters
         ----------
@@ -228,6 +234,8 @@ class OutputDirectory:
         all_there = True
         for task in tasks:
             name, missing = tomogram_set.tomograms[task.tomogram].name, completed.missing(task)
+            if missing and self._options.no_mrc:
+                self.containers.remove_unpacked(task.stems, self._options.unpacked_suffixes)
             if missing == ((0, len(task)),):
                 self.containers.remove(name)
             elif missing:

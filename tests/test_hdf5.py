@@ -842,6 +842,98 @@ def test_interrupted_unpacking(
     assert "error [result-unpacked] image file not readable" in capsys.readouterr().out
 
 
+def move_particle() -> None:
+    """Give the first particle, of TS_01, another position."""
+    star = read_star("particles.star", Findings())
+    assert star is not None
+    star.tables["particles"].columns[labels.CENTERED_COORDINATE_XYZ[2]][0] = "2.0"
+    write_star("particles.star", star.tables.values())
+
+
+@pytest.mark.parametrize("packed", WAYS)
+@pytest.mark.parametrize(
+    ("words", "is_moved", "lost", "n_left"),
+    [
+        (["--only_do_unfinished"], False, "", 4),
+        (["--only_do_unfinished"], True, "", 2),
+        (["--only_do_unfinished"], True, "record", 2),
+        (["--only_do_unfinished"], False, "container", 2),
+        (["--overwrite"], True, "", 0),
+        (["--overwrite", "--no_ctf"], False, "", 0),
+        (["--overwrite", "--only_tomogram", "TS_01"], True, "", 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_no_image_of_a_former_container_stays(
+    words: list[str],
+    is_moved: bool,
+    lost: str,
+    n_left: int,
+    packed: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tables of a container that is made anew name files of the same paths."""
+    start_in(tmp_path, "basic_2d", monkeypatch)
+    assert main([*WORDS, "--stack2d", *packed]) == 0
+    assert main(["unpack", "out"]) == 0
+    before = contents("out", ".mrcs")
+    assert len(before) == 4
+    if is_moved:
+        move_particle()
+    if lost == "record":
+        next(Path("out/.completed/TS_01").glob("*.json")).unlink()
+    elif lost == "container":
+        Path(CONTAINERS[0]).unlink()
+    assert main([*WORDS, "--stack2d", *packed, *words]) == 0
+    after = contents("out", ".mrcs")
+    assert len(after) == n_left
+    assert after.items() <= before.items()
+    assert n_left == 4 or not any("TS_01" in name for name in after)
+    assert main(["unpack", "out"]) == 0
+    assert main(["verify", "out"]) == 0
+
+
+def test_files_of_former_kinds_go_too(case: ProjectCopy) -> None:
+    """Those of a run with other files a particle."""
+    assert main([*WORDS, *PACKED, "--ctf"]) == 0
+    assert main(["unpack", "out"]) == 0
+    assert contents("out", "_CTF2.mrc")
+    assert main([*WORDS, "--stack2d", "--overwrite"]) == 0
+    assert not contents("out", ".mrc")
+    assert main(["verify", "out"]) == 0
+
+
+@pytest.mark.parametrize("kind", ["2D", "2D float16", "3D"])
+def test_images_of_a_former_container_are_found(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever their times are: a copy of a directory has new ones."""
+    name, words = KINDS[kind]
+    start_in(tmp_path, name, monkeypatch)
+    assert main([*WORDS, *words, *PACKED]) == 0
+    assert main(["unpack", "out"]) == 0
+    shutil.copytree("out", "former")
+    assert main([*WORDS, *words, *PACKED, "--no_ctf", "--overwrite"]) == 0
+    assert main(["unpack", "out"]) == 0
+    for path in Path("out/Subtomograms").rglob("*.mrc*"):
+        os.utime(path, (0, 0))
+    assert main(["verify", "out"]) == 0
+    images = sorted(Path("out/Subtomograms").rglob("1_[sd]*.mrc*"))
+    assert len(images) == 2
+    for path in images:
+        shutil.copy(Path("former", *path.parts[1:]), path)
+    capsys.readouterr()
+    assert main(["verify", "out"]) == 1
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "error [result-unpacked] 2 MRC files with other values than the containers in out: found "
+        f"{images[0]}, {images[1]}. Run relion_pseudosubtomo unpack again"
+    )
+    assert main(["unpack", "out"]) == 0
+    assert main(["verify", "out"]) == 0
+
+
 def test_what_is_wrong_is_said(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
     """A container that is missing, damaged or of another layout; a directory without any."""
     assert main(["unpack", "nowhere"]) == 1

@@ -203,6 +203,30 @@ class ContainerStore:
             self._own(tomogram, _UNFINISHED).unlink(missing_ok=True)
             slots.unlink()
 
+    def suffixes(self, tomogram: str) -> tuple[str, ...]:
+        """Return the suffixes of the MRC files that a tomogram's container stands for."""
+        slots = self._read_slots(tomogram)
+        return () if slots is None else tuple(slots.places)
+
+    def remove_unpacked(self, stems: Iterable[str], suffixes: Iterable[str]) -> None:
+        """Remove the MRC files that `unpack` has made of particles.
+
+        Parameters
+        ----------
+        stems : iterable of str
+            Paths without suffix, inside the output directory.
+        suffixes : iterable of str
+            Keys of `DATASETS`.
+        """
+        by_folder: dict[str, list[str]] = {}
+        for stem in stems:
+            by_folder.setdefault(os.path.dirname(stem), []).append(stem)
+        for folder, inside in by_folder.items():
+            if (self._output / folder).is_dir():  # else nothing was unpacked: no file is looked for
+                for suffix in suffixes:
+                    for stem in inside:
+                        (self._output / f"{stem}{suffix}").unlink(missing_ok=True)
+
     def disk_bytes(self, tomograms: Iterable[str] | None = None) -> int:
         """Return the bytes that `remove` frees, of all tomograms where none are given."""
         n_bytes = 0

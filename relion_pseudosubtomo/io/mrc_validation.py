@@ -15,8 +15,9 @@ _VERSIONS = (20140, 20141)
 _STAMPS = (b"\x44\x44", b"\x44\x41", b"\x11\x11")
 _MOST_LABELS = 10
 
-#: Places in the header, in bytes (MRC2014).
+#: Places in the header, in bytes (MRC2014); smallest, largest and mean stand together.
 _AXES, _VERSION, _MAP, _STAMP, _LABELS = 64, 108, 208, 212, 220
+_SMALLEST, _AFTER_MEAN, _DEVIATION, _AFTER_DEVIATION = 76, 88, 216, 220
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,14 @@ class MrcFile:
     header : MrcHeader
     faults : tuple of str
         Where it departs from MRC2014.
+    statistics : bytes
+        Smallest, largest, mean and standard deviation of the values, four float32 as they stand in
+        the header.
     """
 
     header: MrcHeader
     faults: tuple[str, ...]
+    statistics: bytes
 
 
 def inspect_file(path: str) -> MrcFile | InputError:
@@ -44,7 +49,8 @@ def inspect_file(path: str) -> MrcFile | InputError:
         return error
     except OSError as error:
         return InputError(f"{path} cannot be read: {error.strerror}")
-    return MrcFile(header, tuple(_find_faults(header, head)))
+    statistics = head[_SMALLEST:_AFTER_MEAN] + head[_DEVIATION:_AFTER_DEVIATION]
+    return MrcFile(header, tuple(_find_faults(header, head)), statistics)
 
 
 def _find_faults(header: MrcHeader, head: bytes) -> list[str]:

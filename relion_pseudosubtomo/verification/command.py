@@ -6,6 +6,7 @@ from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import Findings, count_findings, counted, format_findings
 from relion_pseudosubtomo.verification.containers import (
     check_containers,
+    check_unpacked,
     inspect_containers,
     is_packed,
 )
@@ -78,6 +79,7 @@ def _verify_results(results: Results, findings: Findings) -> str | None:
         return None
     files = list_files(results)
     known = check_files(results, files, findings)
+    check_unpacked(results, files, known, findings)
     visibility, geometry = Visibility([None] * len(results.images), []), Geometry()
     slices = count_slices(results, known)
     if results.is_stack:

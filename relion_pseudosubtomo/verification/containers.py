@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.findings import Findings, list_first
-from relion_pseudosubtomo.io.containers import JOINED, container_name
-from relion_pseudosubtomo.io.mrc_validation import DataFaults, inspect_values
+from relion_pseudosubtomo.findings import Findings, counted, list_first
+from relion_pseudosubtomo.io.containers import DATASETS, JOINED, container_name
+from relion_pseudosubtomo.io.mrc_validation import DataFaults, MrcFile, inspect_values
 from relion_pseudosubtomo.verification.images import ImageFile, in_threads, list_files
 from relion_pseudosubtomo.verification.results import Results
 
@@ -140,6 +140,57 @@ def _read_particles(results: Results, path: str) -> Iterator[tuple[str, str, NDA
         for row, name in enumerate(_list_particles(results, file)):
             for suffix in suffixes:
                 yield name, suffix, hdf5.read_values(file, suffix, row)
+
+
+def check_unpacked(
+    results: Results,
+    files: list[ImageFile],
+    known: dict[str, MrcFile | InputError],
+    findings: Findings,
+) -> None:
+    """Check that MRC files are those of the present containers, of `--no_mrc`.
+
+    The statistics in their headers are those in the containers, to the bit. Times would not tell:
+    a copy has others.
+
+    Parameters
+    ----------
+    results, files, known
+        As for `images.check_files`, and its result.
+    findings : Findings
+        Gets `result-unpacked` and `result-unreadable`.
+    """
+    if not results.options.no_mrc:  # else completion records tell
+        return
+    wanted = {os.path.normpath(file.path): known[file.path] for file in files}
+    other = []
+    for container in sorted(list_containers(results)):
+        try:
+            for name, statistics in _read_statistics(container):
+                path = os.path.normpath(os.path.join(results.request.directory, name))
+                found = wanted.get(path)
+                if isinstance(found, MrcFile) and found.statistics != statistics:
+                    other.append(path)
+        except InputError:
+            continue  # `check_containers` has told why
+        except OSError as error:
+            findings.error("result-unreadable", f"{container} cannot be read: {error}")
+    if other:
+        what = f"{counted(len(other), 'MRC file')} with other values than the containers"
+        place = results.request.directory
+        findings.error("result-unpacked", what, file=place, found=list_first(other, _SHOWN))
+
+
+def _read_statistics(path: str) -> Iterator[tuple[str, bytes]]:
+    """Yield (path inside the directory, statistics) of every MRC file a container stands for."""
+    from relion_pseudosubtomo.io import hdf5  # most directories have none
+
+    with hdf5.open_container(path) as file:
+        stems = hdf5.read_text(file["stems"])
+        for suffix in hdf5.list_suffixes(file):
+            rows = file[f"statistics/{DATASETS[suffix]}"][...].astype("<f4")
+            for stem, row in zip(stems, rows, strict=True):
+                yield stem + suffix, row.tobytes()
 
 
 def list_containers(results: Results) -> set[str]:
