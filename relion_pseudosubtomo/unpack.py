@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,17 @@ import numpy as np
 
 from relion_pseudosubtomo import labels, merge
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.findings import Findings, bytes_text, counted, format_findings
+from relion_pseudosubtomo.findings import (
+    Findings,
+    bytes_text,
+    counted,
+    format_findings,
+    list_first,
+)
 from relion_pseudosubtomo.io import hdf5, mrc, particles
 from relion_pseudosubtomo.io.atomic import make_folder
-from relion_pseudosubtomo.io.containers import JOINED
+from relion_pseudosubtomo.io.containers import DATASETS, JOINED
+from relion_pseudosubtomo.io.names import leads_outside
 from relion_pseudosubtomo.io.optimisation_set import (
     OPTIMISATION_SET,
     name_as_recorded,
@@ -33,6 +41,9 @@ _OTHERS = {
     "average_fsc.star": labels.UNFILTERED_HALVES,
     "particles_for_class2d.star": (labels.IMAGE_NAME,),
 }
+
+#: Names that are shown.
+_SHOWN = 3
 
 
 def unpack(directory: str, *, ignore_disk_space: bool = False) -> int:
@@ -56,18 +67,15 @@ def unpack(directory: str, *, ignore_disk_space: bool = False) -> int:
     with hdf5.open_container(path) as joined:
         entries = _read_entries(directory)
         directory = name_as_recorded(directory, entries.particles)
-        containers = hdf5.read_text(joined["containers"])
+        containers, stems = (hdf5.read_text(joined[name]) for name in ("containers", "stems"))
+        suffix = joined["images"].attrs["suffix"]
+        _check_names(path, [*containers, *stems], [suffix])
         needed = sum(_count_bytes(directory, name) for name in containers)  # opens all of them
         if not ignore_disk_space:
             _check_space(directory, needed)
         general = {label: text[0] for label, text in hdf5.read_table(joined["general"]).items()}
         optics = hdf5.read_table(joined["optics"])
-        rows = _name_images(
-            directory,
-            hdf5.read_table(joined["table"]),
-            hdf5.read_text(joined["stems"]),
-            joined["images"].attrs["suffix"],
-        )
+        rows = _name_images(directory, hdf5.read_table(joined["table"]), stems, suffix)
     n_files = sum(_write_images(directory, name) for name in containers)
     particles.write_particle_file(Path(directory, "particles.star"), general, optics, rows)
     _point_to(directory, entries)
@@ -86,12 +94,28 @@ def _name_images(directory: str, table: Columns, stems: np.ndarray, suffix: str)
     return table
 
 
+def _check_names(path: Path, names: Iterable[str], suffixes: Sequence[str]) -> None:
+    """Refuse what leads out of the directory: the file may be anybody's (spec 3.1)."""
+    outside = [repr(name) for name in names if leads_outside(name)]
+    outside += [repr(suffix) for suffix in suffixes if suffix not in DATASETS]
+    if outside:
+        raise InputError(
+            f"Names of files in {path}: expected paths inside its directory, found "
+            f"{list_first(outside, _SHOWN)}. Nothing was written; this program makes no such file."
+        )
+
+
 def _count_bytes(directory: str, container: str) -> int:
-    """Return how many bytes the MRC files of one tomogram take more than those that are there."""
-    with hdf5.open_container(Path(directory, container)) as file:
-        suffixes = hdf5.list_suffixes(file)
+    """Return how many bytes the MRC files of one tomogram take more than those that are there.
+
+    Their names are checked before any is written.
+    """
+    path = Path(directory, container)
+    with hdf5.open_container(path) as file:
+        stems, suffixes = hdf5.read_text(file["stems"]), hdf5.list_suffixes(file)
+        _check_names(path, stems, suffixes)
         n_bytes = hdf5.count_unpacked_bytes(file)
-        for stem in hdf5.read_text(file["stems"]):
+        for stem in stems:
             for suffix in suffixes:
                 with contextlib.suppress(OSError):
                     n_bytes -= os.path.getsize(os.path.join(directory, stem + suffix))

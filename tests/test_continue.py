@@ -270,6 +270,28 @@ def leave_out(name: str, rows: slice) -> None:
     Path(name).write_text("\n".join(line for row, line in enumerate(lines) if row not in gone))
 
 
+@pytest.mark.parametrize("names", ["stems", "suffixes", "tomogram"])
+def test_records_never_let_files_outside_be_removed(case: ProjectCopy, names: str) -> None:
+    """One that names such files is as good as none."""
+    assert main(WORDS) == 0
+    record = next(Path("out/.completed/TS_01").glob("*.json"))
+    fields = json.loads(record.read_text())
+    if names == "stems":
+        fields["stems"][0] = "Subtomograms/../../precious"
+    elif names == "suffixes":
+        fields["stems"][0], fields["suffixes"][0] = "precious", "../_data.mrc"
+    else:
+        folder = Path("out/.completed/..%2F..%2Fprecious_data")
+        folder.mkdir()
+        (folder / "container.slots").write_text("{}")
+    record.write_text(json.dumps(fields))
+    precious = [Path("precious_data.mrc"), Path("precious_data.h5")]
+    for path in precious:
+        path.write_text("of another program")
+    assert main([*WORDS, "--overwrite"]) == 0
+    assert all(path.exists() for path in precious)
+
+
 def test_what_left_a_tomogram_leaves_the_output(case: ProjectCopy) -> None:
     """Its files go, as if they had never been there; unknown files stay."""
     assert main(WORDS) == 0

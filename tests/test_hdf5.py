@@ -934,6 +934,45 @@ def test_images_of_a_former_container_are_found(
     assert main(["verify", "out"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("file", "dataset"),
+    [(CONTAINERS[1], "stems"), ("out/particles.h5", "stems"), ("out/particles.h5", "containers")],
+)
+@pytest.mark.parametrize("name", ["../../evil", "{}/evil", "Subtomograms/../../../evil", "ev\til"])
+def test_names_that_lead_outside_are_refused(
+    name: str,
+    file: str,
+    dataset: str,
+    case: ProjectCopy,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Containers may come from anywhere; nothing is written, of the other container neither."""
+    assert main([*WORDS, *PACKED]) == 0
+    name = name.format(tmp_path)
+    with h5py.File(file, "r+") as opened:
+        values = [name.encode(), *opened[dataset][1:]]
+        del opened[dataset]
+        opened[dataset] = np.array(values, h5py.string_dtype("utf-8", max(map(len, values))))
+    capsys.readouterr()
+    assert main(["unpack", "out"]) == 1
+    said = f"Names of files in {file}: expected paths inside its directory, found {name!r}. "
+    assert said in capsys.readouterr().err
+    assert not [*Path("out").rglob("*.mrc*"), *tmp_path.glob("evil*")]
+
+
+def test_suffixes_that_lead_outside_are_refused(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are parts of paths as well."""
+    assert main([*WORDS, *PACKED]) == 0
+    with h5py.File(CONTAINERS[1], "r+") as file:
+        file["images"].attrs["suffix"] = "/../../../evil.mrc"
+    assert main(["unpack", "out"]) == 1
+    assert "found '/../../../evil.mrc'" in capsys.readouterr().err
+    assert not list(Path("out").rglob("*.mrc*"))
+
+
 def test_what_is_wrong_is_said(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
     """A container that is missing, damaged or of another layout; a directory without any."""
     assert main(["unpack", "nowhere"]) == 1

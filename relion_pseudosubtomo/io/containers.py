@@ -26,6 +26,7 @@ from relion_pseudosubtomo.errors import OutputError
 from relion_pseudosubtomo.io.atomic import atomic_path, write_text
 from relion_pseudosubtomo.io.compression import CompressionStopped, Compressor
 from relion_pseudosubtomo.io.mrc import StoredValues
+from relion_pseudosubtomo.io.names import leads_outside
 from relion_pseudosubtomo.io.records import FOLDER
 
 JOINED, CONTAINER_SUFFIX = "particles.h5", ".h5"
@@ -239,7 +240,8 @@ class ContainerStore:
     def tomograms(self) -> list[str]:
         """Return the tomograms that have a container of this program, finished or not."""
         places = (self._output / FOLDER).glob(f"*/{_SLOTS}")
-        return [unquote(place.parent.name) for place in places]
+        names = [unquote(place.parent.name) for place in places]
+        return [name for name in names if not leads_outside(name)]
 
     def is_intact(self, tomogram: str, fingerprint: str) -> bool:
         """Return whether a container is there, of this task, whole, and not newer than its records.

@@ -19,6 +19,7 @@ import numpy as np
 
 from relion_pseudosubtomo.errors import OutputError
 from relion_pseudosubtomo.io.atomic import atomic_path, write_text
+from relion_pseudosubtomo.io.names import leads_outside
 from relion_pseudosubtomo.model import Sums
 from relion_pseudosubtomo.options import particle_file
 
@@ -101,7 +102,10 @@ class RecordStore:
         write_text(path, json.dumps({"version": RECORD_VERSION, **asdict(record)}) + "\n")
 
     def read_all(self) -> list[Record]:
-        """Return all records that can be read; damaged ones are as good as none."""
+        """Return all records that can be read; damaged ones are as good as none.
+
+        So are those that name files outside the output directory: what they name may be removed.
+        """
         return self._read(sorted(self._folder.glob("*/*.json")))
 
     def tomograms(self) -> set[str]:
@@ -119,7 +123,9 @@ class RecordStore:
                 fields = json.loads(path.read_text(encoding="utf-8"))
                 if fields.pop("version") == RECORD_VERSION:
                     lists = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
-                    records.append(Record(**{**fields, **lists}))
+                    record = Record(**{**fields, **lists})
+                    if not any(map(leads_outside, (*record.stems, *record.suffixes))):
+                        records.append(record)
         return records
 
     def read_sums(self, record: Record) -> Sums:
