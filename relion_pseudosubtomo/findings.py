@@ -91,6 +91,8 @@ ADVICE: dict[str, str] = {
     "dialect-rotation": "Use the tomogram set of RELION's own alignment, or leave out this --for.",
     "dialect-coordinates": "Check the tomogram sizes, or remove these particles.",
     "dialect-name": "Rename, or leave out this --for.",
+    "dialect-offsets": "Leave out --dont_apply_offsets, or this --for.",
+    "dialect-ctf": "The CTF that the program computes there is not that of the images.",
     "sum-pixel-size": "Add up the tomograms of each pixel size by themselves.",
     # Trajectories
     "trajectory-missing": "Use the trajectory set of these particles, or none: --mot None.",

@@ -135,7 +135,7 @@ def _plan(options: JobOptions, job: JobInput, findings: Findings) -> Plan | None
     if options.makes_sums:
         _check_sums(options, job, plan, findings)
     if plan.tasks:
-        check_dialects(options, job.tomogram_set, plan, findings)
+        check_dialects(options, job.tomogram_set, job.particle_set, plan, findings)
     else:
         found = "; ".join(drop_lines(plan))
         findings.error("nothing-left", "no particle is left to extract", file=path, found=found)

@@ -518,6 +518,28 @@ BAD = [
         "found 'optics 1'",
         arguments=("--stack2d", "--for", "tomodrgn"),
     ),
+    error(
+        "dialect-offsets",
+        nothing,
+        "with offsets that --for cryodrgn would lose in particles.star, particle TS_01/1, ",
+        "expected 0 in rlnOriginXAngst, ",
+        arguments=("--stack2d", "--for", "cryodrgn", "--dont_apply_offsets"),
+        case="poses_offsets_2d",
+    ),
+    warning(
+        "dialect-ctf",
+        nothing,
+        "rlnPhaseShift, which --for cryodrgn takes for 0 in tomograms.star, tomogram TS_01, ",
+        arguments=("--stack2d", "--for", "cryodrgn"),
+        case="ctf_extra",
+    ),
+    warning(
+        "dialect-ctf",
+        nothing,
+        "rlnTomoDefocusSlope, which --for tomodrgn takes for 1 in tomograms.star, tomogram TS_01, ",
+        arguments=("--stack2d", "--for", "tomodrgn"),
+        case="ctf_extra",
+    ),
 ]
 
 

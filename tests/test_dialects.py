@@ -201,14 +201,16 @@ def test_own_images_only_where_they_are_needed() -> None:
 
 
 def check_model(
-    tomogram: Tomogram, position: tuple[float, ...], name: str = "TS_01/1"
+    tomogram: Tomogram, position: tuple[float, ...], name: str = "TS_01/1", **changes: object
 ) -> dict[str, str]:
     """Return code -> severity of what the dialects say of one particle."""
     given = make_options(stack2d=True, dialects=("tomodrgn", "cryodrgn"))
+    given = replace(given, dont_apply_offsets="offset" in changes)
     tomogram_set, findings = make_tomogram_set(tomogram), Findings()
-    plan = make_plan(given, tomogram_set, make_particle_set([position], names=[name]), None)
+    particle_set = make_particle_set([position], names=[name], **changes)
+    plan = make_plan(given, tomogram_set, particle_set, None)
     assert plan.tasks
-    dialects.check_dialects(given, tomogram_set, plan, findings)
+    dialects.check_dialects(given, tomogram_set, particle_set, plan, findings)
     return {finding.code: finding.severity for finding in findings}
 
 
@@ -224,6 +226,11 @@ def test_what_a_dialect_cannot_express() -> None:
     assert check_model(plain, (100.0, 90.0, -1.0)) == {"dialect-coordinates": "error"}
     assert check_model(make_tomogram("TS 01"), centre) == {"dialect-name": "error"}
     assert check_model(plain, centre, "TS_01/1@2") == {"dialect-name": "error"}
+    for offset, said in ((0.0, {}), (0.1, {"dialect-offsets": "error"})):
+        assert check_model(plain, centre, offset=np.array([[0.0, offset, 0.0]])) == said
+    shifted = make_tomogram(phase_shift=np.array([0.0, 90.0, 0.0]))
+    assert check_model(shifted, centre) == {"dialect-ctf": "warning"}
+    assert check_model(make_tomogram(defocus_slope=0.9), centre) == {"dialect-ctf": "warning"}
 
 
 def test_negative_coordinates_are_left_out_of_tomodrgn(

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from relion_pseudosubtomo.dialects import cryodrgn, relion4, tomodrgn
-from relion_pseudosubtomo.dialects.tables import StandardTables, check_rotations
+from relion_pseudosubtomo.dialects.tables import StandardTables, check_ctf, check_rotations
 from relion_pseudosubtomo.findings import Findings
-from relion_pseudosubtomo.model import TomogramSet
+from relion_pseudosubtomo.model import ParticleSet, TomogramSet
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.plan import Plan
 
-Check = Callable[[JobOptions, TomogramSet, Plan, Findings], None]
+Check = Callable[[JobOptions, TomogramSet, ParticleSet, Plan, Findings], None]
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,27 @@ class Dialect:
 DIALECTS = {
     relion4.NAME: Dialect(relion4.write),
     tomodrgn.NAME: Dialect(
-        tomodrgn.write, (check_rotations, tomodrgn.check_coordinates, tomodrgn.check_names)
+        tomodrgn.write,
+        (check_rotations, check_ctf, tomodrgn.check_coordinates, tomodrgn.check_names),
     ),
-    cryodrgn.NAME: Dialect(cryodrgn.write, (check_rotations, cryodrgn.check_names)),
+    cryodrgn.NAME: Dialect(
+        cryodrgn.write,
+        (check_rotations, check_ctf, cryodrgn.check_offsets, cryodrgn.check_names),
+    ),
 }
 
 
 def check_dialects(
-    options: JobOptions, tomogram_set: TomogramSet, plan: Plan, findings: Findings
+    options: JobOptions,
+    tomogram_set: TomogramSet,
+    particle_set: ParticleSet,
+    plan: Plan,
+    findings: Findings,
 ) -> None:
     """Check that every dialect that is asked for can express what is kept."""
     checks = [check for name in options.dialects for check in DIALECTS[name].checks]
     for check in dict.fromkeys(checks):
-        check(options, tomogram_set, plan, findings)
+        check(options, tomogram_set, particle_set, plan, findings)
 
 
 def write_dialects(tables: StandardTables) -> None:

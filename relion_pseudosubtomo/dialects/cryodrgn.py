@@ -18,12 +18,12 @@ from relion_pseudosubtomo.dialects.tables import (
     write_project_set,
     xyz_columns,
 )
-from relion_pseudosubtomo.findings import Findings, list_first
+from relion_pseudosubtomo.findings import Findings, counted, list_first
 from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.particles import write_particle_file
 from relion_pseudosubtomo.io.star import StarTable, write_star
 from relion_pseudosubtomo.merge import output_path, text_column
-from relion_pseudosubtomo.model import Tomogram, TomogramSet
+from relion_pseudosubtomo.model import ParticleSet, Tomogram, TomogramSet
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import WITHOUT_CTF, JobOptions, particle_file
 from relion_pseudosubtomo.plan import Plan
@@ -54,8 +54,37 @@ def write(tables: StandardTables) -> None:
     write_project_set(tables, NAME)
 
 
+def check_offsets(
+    options: JobOptions,
+    tomogram_set: TomogramSet,
+    particle_set: ParticleSet,
+    plan: Plan,
+    findings: Findings,
+) -> None:
+    """Add an error for offsets that are not applied.
+
+    It subtracts them from the positions alone, as if no box was turned, and shifts no image.
+    """
+    if options.offsets_applied:
+        return
+    rows = plan.kept_rows
+    moved = rows[particle_set.offset[rows].any(axis=1)]
+    if len(moved):
+        findings.error(
+            "dialect-offsets",
+            f"{counted(len(moved), 'particle')} with offsets that --for {NAME} would lose",
+            file=particle_set.path,
+            particle=list_first(particle_set.names[moved], 3),
+            expected=f"0 in {', '.join(labels.ORIGIN_XYZ)}",
+        )
+
+
 def check_names(
-    options: JobOptions, tomogram_set: TomogramSet, plan: Plan, findings: Findings
+    options: JobOptions,
+    tomogram_set: TomogramSet,
+    particle_set: ParticleSet,
+    plan: Plan,
+    findings: Findings,
 ) -> None:
     """Add an error for names with @: it calls images n@path, and splits that at each."""
     split = [stem for task in plan.tasks for stem in task.stems if "@" in stem]

@@ -146,7 +146,11 @@ def ctf_columns(tomogram: Tomogram) -> Columns:
 
 
 def check_rotations(
-    options: JobOptions, tomogram_set: TomogramSet, plan: Plan, findings: Findings
+    options: JobOptions,
+    tomogram_set: TomogramSet,
+    particle_set: ParticleSet,
+    plan: Plan,
+    findings: Findings,
 ) -> None:
     """Add an error for projections that turn and scale, or mirror: angles cannot express them."""
     wrong = []
@@ -165,3 +169,29 @@ def check_rotations(
             expected="rotations and shifts alone",
             found="matrices that scale, shear or mirror",
         )
+
+
+def check_ctf(
+    options: JobOptions,
+    tomogram_set: TomogramSet,
+    particle_set: ParticleSet,
+    plan: Plan,
+    findings: Findings,
+) -> None:
+    """Warn of phase shifts and defocus slopes, which the programs that read stacks do not know."""
+    kept = kept_tomograms(tomogram_set, plan)
+    shifted = [tomogram.name for tomogram in kept if tomogram.phase_shift.any()]
+    sloped = [tomogram.name for tomogram in kept if tomogram.defocus_slope != 1]
+    for label, taken, names in (
+        (labels.PHASE_SHIFT, 0, shifted),
+        (labels.DEFOCUS_SLOPE, 1, sloped),
+    ):
+        if names:
+            findings.warning(
+                "dialect-ctf",
+                f"{label}, which --for {' and '.join(options.dialects)} takes for {taken}",
+                file=tomogram_set.path,
+                tomogram=list_first(names),
+                expected=taken,
+                found="other values",
+            )

@@ -29,7 +29,7 @@ from relion_pseudosubtomo.io.optimisation_set import OPTIMISATION_SET, write_opt
 from relion_pseudosubtomo.io.particles import write_particle_file
 from relion_pseudosubtomo.io.star import StarTable, write_star
 from relion_pseudosubtomo.merge import text_column
-from relion_pseudosubtomo.model import OptimisationSet, Tomogram, TomogramSet
+from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, Tomogram, TomogramSet
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import ALL_TILTS, JobOptions
 from relion_pseudosubtomo.plan import Plan
@@ -129,7 +129,11 @@ def _has_positive_coordinates(plan: Plan) -> NDArray[np.bool_]:
 
 
 def check_coordinates(
-    options: JobOptions, tomogram_set: TomogramSet, plan: Plan, findings: Findings
+    options: JobOptions,
+    tomogram_set: TomogramSet,
+    particle_set: ParticleSet,
+    plan: Plan,
+    findings: Findings,
 ) -> None:
     """Warn of particles that its table cannot have; an error where none is left."""
     n_left_out = int((~_has_positive_coordinates(plan)).sum())
@@ -145,7 +149,11 @@ def check_coordinates(
 
 
 def check_names(
-    options: JobOptions, tomogram_set: TomogramSet, plan: Plan, findings: Findings
+    options: JobOptions,
+    tomogram_set: TomogramSet,
+    particle_set: ParticleSet,
+    plan: Plan,
+    findings: Findings,
 ) -> None:
     """Add an error for names with spaces: it splits rows at each."""
     names = [
