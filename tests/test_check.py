@@ -519,6 +519,12 @@ BAD = [
         arguments=("--stack2d", "--for", "tomodrgn"),
     ),
     error(
+        "dialect-name",
+        with_optics("\n2 optics2", "\n2 'my optics'"),
+        "in particles.star: expected no spaces, found 'my optics'",
+        arguments=("--stack2d", "--for", "tomodrgn"),
+    ),
+    error(
         "dialect-offsets",
         nothing,
         "with offsets that --for cryodrgn would lose in particles.star, particle TS_01/1, ",

@@ -156,18 +156,20 @@ def check_names(
     findings: Findings,
 ) -> None:
     """Add an error for names with spaces: it splits rows at each."""
-    names = [
+    of_tomograms = [
         name
         for tomogram in kept_tomograms(tomogram_set, plan)
         for name in (tomogram.name, tomogram.optics_group_name)
     ]
-    names += [stem for task in plan.tasks for stem in task.stems]
-    spaced = [name for name in dict.fromkeys(names) if len(name.split()) > 1]
-    if spaced:
-        findings.error(
-            "dialect-name",
-            f"names for --for {NAME}",
-            file=tomogram_set.path,
-            expected="no spaces",
-            found=list_first((repr(name) for name in spaced), 3),
-        )
+    of_tomograms += [stem for task in plan.tasks for stem in task.stems]
+    of_optics = list(particle_set.optics.columns.get(labels.OPTICS_GROUP_NAME, ()))
+    for path, names in ((tomogram_set.path, of_tomograms), (particle_set.path, of_optics)):
+        spaced = [name for name in dict.fromkeys(names) if name and name.split() != [name]]
+        if spaced:
+            findings.error(
+                "dialect-name",
+                f"names for --for {NAME}",
+                file=path,
+                expected="no spaces",
+                found=list_first((repr(name) for name in spaced), 3),
+            )
