@@ -38,6 +38,8 @@ BOTH = ["--for", "cryodrgn", "--for", "tomodrgn"]
 
 CASES_2D = ["basic_2d", "legacy_relion4_2d", "poses_offsets_2d", "odd_sizes_2d", "int16_stack"]
 CASES_3D = ["basic_3d", "legacy_relion4_3d", "poses_offsets_3d", "deform_spline", "no_sizes"]
+#: The one with CTF scales, B-factors, phase shifts and defocus slopes.
+CTF_EXTRA = "ctf_extra"
 
 #: Pixels by which image points may differ.
 POINT_TOLERANCE = 1e-3
@@ -54,6 +56,8 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 def start_in(folder: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> ProjectCopy:
     """Copy a case's input and start in the copy."""
     project = ProjectCopy(folder, case)
+    if case == CTF_EXTRA:  # no cosine
+        project.set_value("tilt_series/TS_01.star", labels.CTF_SCALE, 3, "1.2")
     monkeypatch.chdir(project.path)
     return project
 
@@ -394,7 +398,7 @@ def test_other_dialects_are_other_results(
 # RELION 4
 
 
-@pytest.mark.parametrize("case", CASES_3D)
+@pytest.mark.parametrize("case", [*CASES_3D, CTF_EXTRA])
 def test_relion4(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Corner coordinates and matrices alone give the image points, and the images again."""
     start_in(tmp_path, case, monkeypatch)
@@ -553,7 +557,7 @@ def read_tomodrgn(
     return tomograms, particles, found
 
 
-@pytest.mark.parametrize("case", CASES_2D)
+@pytest.mark.parametrize("case", [*CASES_2D, CTF_EXTRA])
 def test_tomodrgn(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its folder, moved away and read from elsewhere, gives the images, points and rotations."""
     start_in(tmp_path, case, monkeypatch)
@@ -576,6 +580,8 @@ def test_tomodrgn(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert int(of_tomogram[labels.FRAME_COUNT][row]) == len(points[i])
         assert len(json.loads(particles[labels.VISIBLE_FRAMES][i])) == len(points[i])
         assert column(table, labels.CTF_SCALE).max() <= 1
+        if case == CTF_EXTRA:
+            assert len(set(table[labels.CTF_SCALE])) >= 4
         matrices = read_matrices(table)
         unbinned = float(of_tomogram[labels.TILT_SERIES_PIXEL_SIZE][row])
         position = coordinates[i] * float(particles["pixel_size"][i]) / unbinned
@@ -663,7 +669,7 @@ parse_relion.main(parser.parse_args())
 
 
 @pytest.mark.timeout(2 * INSTALL_SECONDS)
-@pytest.mark.parametrize("case", ["basic_2d", "legacy_relion4_2d", "poses_offsets_2d"])
+@pytest.mark.parametrize("case", ["basic_2d", "legacy_relion4_2d", "poses_offsets_2d", CTF_EXTRA])
 def test_cryodrgn_parse_relion(
     case: str, cryodrgn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
