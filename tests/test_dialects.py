@@ -124,6 +124,13 @@ def standard_points() -> list[Floats]:
     return points
 
 
+def tilt_scales(case: str, tomogram: Tomogram) -> Floats:
+    """Return the CTF scales of the input; where it has none, the cosine of the tilt about y."""
+    if case == CTF_EXTRA:
+        return tomogram.ctf_scale
+    return np.cos(np.deg2rad(geometry.alignment_angles(tomogram.projections)[:, 1]))
+
+
 def full_rotations() -> Floats:
     """Return the orientation of each particle in its tomogram by the standard output."""
     table = standard_table()
@@ -580,8 +587,7 @@ def test_tomodrgn(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert int(of_tomogram[labels.FRAME_COUNT][row]) == len(points[i])
         assert len(json.loads(particles[labels.VISIBLE_FRAMES][i])) == len(points[i])
         assert column(table, labels.CTF_SCALE).max() <= 1
-        if case == CTF_EXTRA:
-            assert len(set(table[labels.CTF_SCALE])) >= 4
+        assert len(set(table[labels.CTF_SCALE])) >= 4
         matrices = read_matrices(table)
         unbinned = float(of_tomogram[labels.TILT_SERIES_PIXEL_SIZE][row])
         position = coordinates[i] * float(particles["pixel_size"][i]) / unbinned
@@ -597,9 +603,11 @@ def test_tomodrgn(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             (labels.DEFOCUS_V, given[name].defocus_v),
             (labels.DEFOCUS_ANGLE, given[name].defocus_angle),
             (labels.PRE_EXPOSURE, given[name].pre_exposure),
-            (labels.CTF_SCALE, np.minimum(given[name].ctf_scale, 1)),
         ):
             np.testing.assert_allclose(column(table, label), values, atol=1e-6)
+        # it is turned about x a little as well, by up to a degree
+        scale = np.minimum(tilt_scales(case, given[name]), 1)
+        np.testing.assert_allclose(column(table, labels.CTF_SCALE), scale, atol=2e-4)
 
 
 def test_tomodrgn_knows_refined_particles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -706,7 +714,7 @@ def test_cryodrgn_parse_relion(
                 (labels.DEFOCUS_U, tomogram.defocus_u + tomogram.hand * depth),
                 (labels.DEFOCUS_V, tomogram.defocus_v + tomogram.hand * depth),
                 (labels.PRE_EXPOSURE, tomogram.pre_exposure),
-                (labels.CTF_SCALE, tomogram.ctf_scale),
+                (labels.CTF_SCALE, tilt_scales(case, tomogram)),
             ):
                 assert float(flat[label][row]) == pytest.approx(values[f], abs=1e-3)
             row += 1
@@ -729,6 +737,7 @@ def test_cryodrgn_alignment(case: str, tmp_path: Path, monkeypatch: pytest.Monke
         text = Path(f"out/for_cryodrgn/tilt_series/{name}.star").read_text()
         assert f"_{labels.X_TILT} " in text
         assert labels.PROJECTION_ROWS[0] not in text
+        assert f"_{labels.CTF_SCALE} " not in text  # none is made up
         tomogram = found[name]
         centred = [float(table[label][i]) for label in labels.CENTERED_COORDINATE_XYZ]
         position = np.array(centred) / tomogram.pixel_size + tomogram.size_xyz / 2

@@ -45,7 +45,10 @@ def write(tables: StandardTables) -> None:
     for tomogram in tomograms:
         path = folder / _tilt_file(tomogram)
         make_folder(path.parent)
-        write_star(path, [StarTable(tomogram.name, _tilt_columns(options, tomogram))])
+        columns = _tilt_columns(options, tomogram)
+        if not tables.has_ctf_scale(tomogram):
+            del columns[labels.CTF_SCALE]  # it takes the cosine of the tilt then
+        write_star(path, [StarTable(tomogram.name, columns)])
     columns = global_columns(tomograms)
     columns[labels.TILT_SERIES_STAR_FILE] = text_column(
         [tables.project_path(NAME, _tilt_file(tomogram)) for tomogram in tomograms]

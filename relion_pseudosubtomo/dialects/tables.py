@@ -63,6 +63,10 @@ class StandardTables:
         """Path without suffix of each particle, inside the output directory."""
         return [stem for task in self.plan.tasks for stem in task.stems]
 
+    def has_ctf_scale(self, tomogram: Tomogram) -> bool:
+        """Return whether the input tells the CTF scales of a tomogram, which are 1 else."""
+        return tomogram.name not in self.tomogram_set.without_ctf_scale
+
     def folder(self, dialect: str) -> Path:
         """Return the folder of a dialect, which is there then."""
         folder = Path(self.options.output, DIALECT_FOLDERS[dialect])

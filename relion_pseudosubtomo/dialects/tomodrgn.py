@@ -85,7 +85,7 @@ def write(tables: StandardTables) -> None:
         folder / TOMOGRAMS,
         [
             StarTable("global", global_columns(tomograms)),
-            *(StarTable(tomogram.name, _tilt_columns(tomogram)) for tomogram in tomograms),
+            *(StarTable(t.name, _tilt_columns(t, tables.has_ctf_scale(t))) for t in tomograms),
         ],
     )
     write_optimisation_set(folder / OPTIMISATION_SET, OptimisationSet(PARTICLES, TOMOGRAMS))
@@ -116,11 +116,18 @@ def _origins(tables: StandardTables) -> Floats:
     return np.asarray(np.einsum("nij,nj->ni", a_sub, particle_set.offset[rows]))
 
 
-def _tilt_columns(tomogram: Tomogram) -> Columns:
+def _tilt_columns(tomogram: Tomogram, has_ctf_scale: bool) -> Columns:
     columns = matrix_columns(tomogram.projections) | ctf_columns(tomogram)
-    # it takes the arc cosine of the scale for the tilt
-    columns[labels.CTF_SCALE] = number_column(np.minimum(tomogram.ctf_scale, 1.0))
+    # it takes the arc cosine of the scale for the tilt, and for nothing else
+    scale = tomogram.ctf_scale if has_ctf_scale else _tilt_cosine(tomogram.projections)
+    columns[labels.CTF_SCALE] = number_column(np.minimum(scale, 1.0))
     return columns
+
+
+def _tilt_cosine(projections: Floats) -> Floats:
+    """Return the cosine of the angle between the beam and the tomogram's z axis, of each frame."""
+    beam = projections[:, 2, :3]
+    return np.asarray(np.abs(beam[:, 2]) / np.linalg.norm(beam, axis=1))
 
 
 def _has_positive_coordinates(plan: Plan) -> NDArray[np.bool_]:

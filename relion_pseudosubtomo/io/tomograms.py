@@ -97,6 +97,7 @@ class _Reader:
         self.volumes: dict[int, tuple[str, ...]] = {}
         self.binning: Floats | None = None
         self.failed: dict[str, str] = {}
+        self.without_ctf_scale: set[str] = set()
 
     def read(self) -> TomogramSet:
         """Return the whole set: all tables first, then all headers at once, then the rest."""
@@ -118,6 +119,7 @@ class _Reader:
                 )
             ),
             self.failed,
+            frozenset(self.without_ctf_scale),
         )
 
     def _read_series(self, row: int) -> TiltSeries | None:
@@ -266,6 +268,8 @@ class _Reader:
         )
         if image_size is None and not has_matrices(table):
             projections[:, :2, 3] = np.nan  # shifts are from the centres of the images
+        if labels.CTF_SCALE not in table.columns:
+            self.without_ctf_scale.add(values.names[row])
         tomogram = Tomogram(
             name=values.names[row],
             size_xyz=values.size_xyz[row],

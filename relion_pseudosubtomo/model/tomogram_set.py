@@ -123,11 +123,14 @@ class TomogramSet:
         In the order of the global table.
     failed : dict of str to str
         Tomograms whose images cannot be used, and why; only with `--allow_failures`.
+    without_ctf_scale : frozenset of str
+        Tomograms whose tilt table has no rlnCtfScalefactor: `ctf_scale` is RELION's 1 there.
     """
 
     path: str
     tomograms: tuple[Tomogram, ...]
     failed: dict[str, str] = field(default_factory=dict)
+    without_ctf_scale: frozenset[str] = frozenset()
 
     def index_by_name(self) -> dict[str, int]:
         """Return name -> place in `tomograms`."""
