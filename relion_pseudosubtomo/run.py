@@ -148,6 +148,12 @@ def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
             logger.warning("Merged without failed tomograms: %s", ", ".join(summary.failures))
         if not options.no_writing:
             logger.info("Wrote %s", merge.output_path(options, "particles.star"))
+        if options.no_mrc:
+            logger.info(
+                "The images are in containers alone: relion_pseudosubtomo unpack %s makes the MRC "
+                "files that RELION reads",
+                options.output,
+            )
         if options.report:
             _make_report(options)
         return EXIT_DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -35,6 +36,8 @@ from relion_pseudosubtomo.io.star import StarTable, read_star, write_star
 from relion_pseudosubtomo.model import OptimisationSet
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions
+
+logger = logging.getLogger("relion_pseudosubtomo")
 
 #: STAR files that may be there beside those that are written anew -> their columns of paths.
 _OTHERS = {
@@ -154,11 +157,25 @@ def _read_entries(directory: str) -> OptimisationSet:
     if entries is None:
         raise InputError(format_findings(findings))
     if not os.path.exists(entries.tomograms):
-        raise InputError(
-            f"{entries.tomograms}, which {path} names, is not found from here. Unpack in the "
-            "project's directory."
-        )
+        what = f"{entries.tomograms}, which {path} names, is not found from here"
+        if project := _find_project(directory, entries):
+            raise InputError(f"{what}. Unpack in the project's directory, {project}.")
+        logger.warning("%s: the images need it for refinement, but not to be unpacked", what)
     return entries
+
+
+def _find_project(directory: str, entries: OptimisationSet) -> Path | None:
+    """Return the project that the directory still lies in by its recorded name; else None.
+
+    Started elsewhere, tables would get other paths than from there; a directory that was moved or
+    archived alone gets those from the present directory.
+    """
+    parts = Path(os.path.abspath(directory)).parts
+    recorded = Path(os.path.normpath(os.path.dirname(entries.particles))).parts
+    n_before = len(parts) - len(recorded)
+    project = Path(*parts[:n_before])
+    is_inside = parts[n_before:] == recorded and (project / entries.tomograms).exists()
+    return project if is_inside else None
 
 
 def _point_to(directory: str, entries: OptimisationSet) -> None:

@@ -779,7 +779,8 @@ def test_unpacking_by_another_path(
     with monkeypatch.context() as patch:
         patch.chdir("/")
         assert main(["unpack", place]) == 1
-        assert "Unpack in the project's directory" in capsys.readouterr().err
+        said = f"is not found from here. Unpack in the project's directory, {Path(place).parent}."
+        assert said in capsys.readouterr().err
     assert not list(Path("out").rglob("*.mrc*"))
     assert main(["unpack", place]) == 0
     assert place not in Path("out/particles.star").read_text()
@@ -971,6 +972,43 @@ def test_suffixes_that_lead_outside_are_refused(
     assert main(["unpack", "out"]) == 1
     assert "found '/../../../evil.mrc'" in capsys.readouterr().err
     assert not list(Path("out").rglob("*.mrc*"))
+
+
+def test_unpacking_without_the_project(
+    case: ProjectCopy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing of it is read; the tables name the files from where that is done."""
+    assert main([*WORDS, *PACKED, "--o", "PseudoSubtomo/job009/"]) == 0
+    shutil.copytree("PseudoSubtomo/job009", "copy")
+    assert main(["unpack", "PseudoSubtomo/job009"]) == 0
+    expected = contents("PseudoSubtomo/job009", ".mrc")
+    for folder in ("archive", "archive/PseudoSubtomo"):  # the second has its recorded name there
+        shutil.copytree("copy", tmp_path / folder / "job009")
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path / "archive")
+            name = os.path.relpath(tmp_path / folder / "job009")
+            capsys.readouterr()
+            assert main(["unpack", name]) == 0
+            said = capsys.readouterr()
+            assert f"tomograms.star, which {name}/optimisation_set.star names, is not" in said.err
+            assert contents(name, ".mrc") == expected
+            table = read_particle_table(f"{name}/particles.star", Findings())
+            assert table is not None
+            assert all(Path(path).exists() for path in table.particles.columns[labels.IMAGE_NAME])
+
+
+def test_what_to_do_with_containers_is_said(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Behind a table whose images are not there yet."""
+    said = "relion_pseudosubtomo unpack out/ makes the MRC files that RELION reads\n"
+    assert main([*WORDS, *PACKED, "--log_level", "info"]) == 0
+    assert said in capsys.readouterr().out
+    assert main([*WORDS, "--hdf5", "--log_level", "info", "--overwrite"]) == 0
+    assert said not in capsys.readouterr().out
 
 
 def test_what_is_wrong_is_said(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:
