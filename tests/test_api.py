@@ -18,7 +18,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
-from project_copy import ProjectCopy
+from project_copy import REFERENCE, ProjectCopy
 
 import relion_pseudosubtomo
 from relion_pseudosubtomo import (
@@ -27,6 +27,7 @@ from relion_pseudosubtomo import (
     TiltSeries,
     extract_pseudo_subtomograms,
     extract_stacks,
+    labels,
     open_dataset,
     open_optimisation_set,
 )
@@ -36,6 +37,7 @@ from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io import hdf5, mrc
 from relion_pseudosubtomo.io.particles import read_particle_table, write_particle_file
+from relion_pseudosubtomo.io.star import read_star
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.preflight import read_and_check
 
@@ -330,10 +332,15 @@ def load_series(name: str = "TS_01") -> tuple[TiltSeries, np.ndarray, JobOptions
         defocus_u=tomogram.defocus_u,
         defocus_v=tomogram.defocus_v,
         defocus_angle=tomogram.defocus_angle,
+        phase_shift=tomogram.phase_shift,
         voltage=tomogram.voltage,
         spherical_aberration=tomogram.spherical_aberration,
         amplitude_contrast=tomogram.amplitude_contrast,
         hand=tomogram.hand,
+        ctf_scale=tomogram.ctf_scale,
+        ctf_bfactor=tomogram.ctf_bfactor,
+        defocus_slope=tomogram.defocus_slope,
+        bfactor_per_dose=tomogram.bfactor_per_dose,
     )
     first = sum(len(t) for t in plan.tasks if t.tomogram < place)
     task = next(t for t in plan.tasks if t.tomogram == place)
@@ -342,14 +349,40 @@ def load_series(name: str = "TS_01") -> tuple[TiltSeries, np.ndarray, JobOptions
 
 def test_extraction_in_memory_is_that_of_a_run(here: Path) -> None:
     """Bit for bit, 2D and 3D."""
+    assert_extraction_in_memory("files_2d", "files_3d")
+
+
+@pytest.mark.parametrize("case", ["ctf_extra", "dose_bfactor"])
+def test_all_values_of_tilt_tables_count_in_memory(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CTF scales and B-factors, phase shifts, defocus slopes, B-factors per dose."""
+    monkeypatch.chdir(ProjectCopy(tmp_path, case).path)
+    for name, words in (("2d", ["--stack2d"]), ("3d", [])):
+        assert main([*WORDS, *words, "--o", f"files_{name}/"]) == 0
+    assert_extraction_in_memory("files_2d", "files_3d")
+    series, positions, _ = load_series()
+    expected = next(extract_stacks(series, positions, **SIZES)).images
+    plain = {"ctf_scale": None, "ctf_bfactor": None, "phase_shift": None, "defocus_slope": 1.0}
+    changes = plain if case == "ctf_extra" else {"bfactor_per_dose": 0.0}
+    for label, value in changes.items():
+        other = replace(series, **{label: value})
+        assert not np.array_equal(
+            next(extract_stacks(other, positions, **SIZES)).images, expected
+        ), label
+
+
+def assert_extraction_in_memory(files_2d: str, files_3d: str) -> None:
+    """Compare the particles of the first tomogram with those of two runs."""
     series, positions, _ = load_series()
     sizes = {"box": 48, "crop": 24, "binning": 2.0}
     stacks = list(extract_stacks(series, positions, **sizes))
-    for found, expected in zip(stacks, open_dataset("files_2d"), strict=False):
+    assert stacks
+    for found, expected in zip(stacks, open_dataset(files_2d), strict=False):
         np.testing.assert_array_equal(found.images, expected.images)
         np.testing.assert_array_equal(found.visible, expected.visible)
         assert found.pixel_size == pytest.approx(expected.pixel_size)
-    expected_3d = open_dataset("files_3d")
+    expected_3d = open_dataset(files_3d)
     columns = [expected_3d.columns.get(f"rlnTomoSubtomogram{a}") for a in ("Rot", "Tilt", "Psi")]
     angles = None
     if columns[0] is not None:
@@ -358,6 +391,64 @@ def test_extraction_in_memory_is_that_of_a_run(here: Path) -> None:
     for found, expected in zip(volumes, expected_3d, strict=False):
         np.testing.assert_array_equal(found.images, expected.images)
         np.testing.assert_array_equal(found.weights, expected.weights)
+
+
+def test_projections_are_those_of_a_run(here: Path) -> None:
+    """From all angles and shifts of a tilt table."""
+    series, _, _ = load_series()
+    star = read_star("tilt_series/TS_01.star", Findings())
+    assert star is not None
+    tilt, rotation, x_tilt, *shifts = (
+        star.tables["TS_01"].columns[label].astype(float)
+        for label in (labels.Y_TILT, labels.Z_ROT, labels.X_TILT, labels.X_SHIFT, labels.Y_SHIFT)
+    )
+    given = series.images, series.pixel_size, series.size_xyz, tilt, rotation
+    project = partial(TiltSeries.project, *given, np.stack(shifts, axis=1))
+    np.testing.assert_array_equal(project(x_tilt=x_tilt), series.projections)
+    assert not np.array_equal(project(), series.projections)
+    np.testing.assert_array_equal(project(x_tilt=1.0), project(x_tilt=np.ones(len(tilt))))
+
+
+#: RELION's own names images of these that it has not written.
+WITHOUT_IMAGES = ("sum", "sum_cone")
+RELIONS = sorted(
+    path.parent.name
+    for path in REFERENCE.glob("*/relion")
+    if path.parent.name not in WITHOUT_IMAGES
+)
+
+
+def read_relion(path: str) -> np.ndarray:
+    """Return the values of a file of RELION, whose headers are not quite as the standard says."""
+    with mrcfile.open(path, permissive=True) as file:
+        return np.array(file.data)
+
+
+@pytest.mark.parametrize("case", RELIONS)
+def test_directories_of_relion(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are data sets as those of this program, with the values of their image files."""
+    path = ProjectCopy(tmp_path, case).path
+    (path / "relion").symlink_to(REFERENCE / case / "relion")
+    monkeypatch.chdir(path)
+    dataset, with_geometry = open_dataset("relion"), open_optimisation_set("relion")
+    assert len(dataset) > 0
+    for one, other in zip(dataset, with_geometry, strict=True):
+        assert_same(one, other)
+        np.testing.assert_array_equal(one.images, read_relion(one.row["rlnImageName"]))
+        n, geometry = one.images.shape[-1], other.geometry
+        assert geometry is not None
+        assert geometry.ctf.shape == (len(geometry.frames), n, n // 2 + 1)
+        assert np.isfinite(geometry.image_point).all()
+        if dataset.is_stack:
+            assert one.weights is None
+            assert one.visible is not None
+            assert len(one.images) == one.visible.sum() == len(geometry.frames)
+        elif Path(one.row["rlnCtfImage"]).exists():
+            assert one.weights is not None
+            weights = read_relion(one.row["rlnCtfImage"])
+            np.testing.assert_array_equal(one.weights, weights.reshape(2, n, n, n // 2 + 1))
+        else:
+            assert one.weights is None
 
 
 def test_positions_and_options_of_extraction_in_memory(here: Path) -> None:
@@ -467,6 +558,10 @@ def test_options_that_do_nothing_in_memory_are_refused(here: Path, name: str) ->
         ({"amplitude_contrast": 7.0}, "amplitude_contrast"),
         ({"spherical_aberration": np.inf}, "spherical_aberration"),
         ({"hand": 0.0}, "hand"),
+        ({"ctf_scale": np.ones(2)}, r"ctf_scale: expected \(3\), found \(2,\)"),
+        ({"ctf_bfactor": 50.0}, "ctf_bfactor"),
+        ({"defocus_slope": np.inf}, "defocus_slope: expected finite numbers"),
+        ({"bfactor_per_dose": np.nan}, "bfactor_per_dose: expected finite numbers"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -541,6 +636,7 @@ def test_nothing_to_extract(here: Path) -> None:
         ({"tilt": np.zeros(2)}, r"tilt: expected \(3\), found \(2,\)"),
         ({"tilt": np.full(3, np.nan)}, "tilt: expected finite numbers"),
         ({"rotation": np.zeros(4)}, "rotation"),
+        ({"x_tilt": np.zeros(4)}, "x_tilt"),
         ({"shift_xy_angstrom": np.zeros((2, 3))}, r"shift_xy_angstrom: expected \(3, 2\)"),
         ({"size_xyz": (100, 80)}, "size_xyz"),
     ],

@@ -70,6 +70,14 @@ class TiltSeries:
         kV, mm, fraction.
     hand : float
         rlnTomoHand: the sign of the change of defocus with depth.
+    ctf_scale : ndarray, shape (n_frames,), or None
+        rlnCtfScalefactor; None for 1.
+    ctf_bfactor : ndarray, shape (n_frames,), or None
+        rlnCtfBfactor, A^2; None for none.
+    defocus_slope : float
+        rlnTomoDefocusSlope: factor on the change of defocus with depth.
+    bfactor_per_dose : float
+        rlnCtfBfactorPerElectronDose, A^2 per e/A^2; 0 for the usual dose weights.
     """
 
     images: NDArray[Any]
@@ -85,6 +93,10 @@ class TiltSeries:
     spherical_aberration: float = 2.7
     amplitude_contrast: float = 0.07
     hand: float = -1.0
+    ctf_scale: Floats | None = None
+    ctf_bfactor: Floats | None = None
+    defocus_slope: float = 1.0
+    bfactor_per_dose: float = 0.0
 
     @staticmethod
     def project(
@@ -95,6 +107,7 @@ class TiltSeries:
         rotation: Floats | float = 0.0,
         shift_xy_angstrom: Floats | None = None,
         *,
+        x_tilt: Floats | float = 0.0,
         exact_centre: bool = False,
     ) -> Floats:
         """Return the projections of a tilt series aligned by angles and shifts, as RELION does.
@@ -112,6 +125,8 @@ class TiltSeries:
             In the image plane, degrees (rlnTomoZRot).
         shift_xy_angstrom : ndarray, shape (n_frames, 2), optional
             Angstrom (rlnTomoX/YShiftAngst).
+        x_tilt : float or ndarray, shape (n_frames,), optional
+            About the X axis, degrees (rlnTomoXTilt).
         exact_centre : bool, optional
             Rotate about the true centre of odd sizes, as a run with `--exact_centre`; RELION's is
             half a pixel off. Give the same option to the extraction.
@@ -127,9 +142,11 @@ class TiltSeries:
         """
         n, height, width = images.shape
         shifts = np.zeros((n, 2)) if shift_xy_angstrom is None else shift_xy_angstrom
-        rotations = np.full(n, rotation) if np.ndim(rotation) == 0 else rotation
+        rotations, x_tilts = (
+            np.full(n, angle) if np.ndim(angle) == 0 else angle for angle in (rotation, x_tilt)
+        )
         return projection_matrices(
-            np.zeros(n),
+            _read("x_tilt", x_tilts, n),
             _read("tilt", tilt, n),
             _read("rotation", rotations, n),
             _read("shift_xy_angstrom", shifts, n, 2),
@@ -332,8 +349,11 @@ def _read(what: str, values: ArrayLike, *shape: int | str) -> Floats:
 def _make_tomogram(series: TiltSeries, options: JobOptions) -> Tomogram:
     _check_series(series, options)
     n, height, width = series.images.shape
-    zero, one = np.zeros(n), np.ones(n)
-    phase_shift = zero if series.phase_shift is None else series.phase_shift
+
+    def of_frames(name: str, default: float) -> Floats:
+        values = getattr(series, name)
+        return np.full(n, default) if values is None else _read(name, values, n)
+
     return Tomogram(
         name="",
         size_xyz=_read("size_xyz", series.size_xyz, 3),
@@ -343,16 +363,16 @@ def _make_tomogram(series: TiltSeries, options: JobOptions) -> Tomogram:
         spherical_aberration=float(_read("spherical_aberration", series.spherical_aberration)),
         amplitude_contrast=series.amplitude_contrast,
         optics_group_name="",
-        defocus_slope=1.0,
-        bfactor_per_dose=0.0,
+        defocus_slope=float(_read("defocus_slope", series.defocus_slope)),
+        bfactor_per_dose=float(_read("bfactor_per_dose", series.bfactor_per_dose)),
         projections=_read("projections", series.projections, n, 4, 4),
         pre_exposure=_read("dose", series.dose, n),
         defocus_u=_read("defocus_u", series.defocus_u, n),
         defocus_v=_read("defocus_v", series.defocus_v, n),
         defocus_angle=_read("defocus_angle", series.defocus_angle, n),
-        ctf_scale=one,
-        ctf_bfactor=zero,
-        phase_shift=_read("phase_shift", phase_shift, n),
+        ctf_scale=of_frames("ctf_scale", 1.0),
+        ctf_bfactor=of_frames("ctf_bfactor", 0.0),
+        phase_shift=of_frames("phase_shift", 0.0),
         frames=tuple(FrameImage("", i) for i in range(n)),
         image_size_xy=(width, height),
     )
