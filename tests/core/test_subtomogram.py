@@ -25,7 +25,12 @@ from relion_pseudosubtomo.core.inputs import (
 )
 from relion_pseudosubtomo.core.noise import noise_weight, spread_noise_weight
 from relion_pseudosubtomo.core.subtomogram import ParticleExtractor
-from relion_pseudosubtomo.core.windows import WindowTransform, shift_cycles, window_corners
+from relion_pseudosubtomo.core.windows import (
+    WindowTransform,
+    shift_cycles,
+    split_column,
+    window_corners,
+)
 
 Floats = NDArray[np.floating]
 
@@ -418,19 +423,46 @@ def test_shift_cycles_of_odd_windows(window: int, box: int, binning: float) -> N
 
 # Windows
 
+#: (window, box) where the columns of windows are dealt out, to 2 to 16 parts.
+DEALT_OUT = [
+    (768, 192),
+    (1152, 192),
+    (576, 192),
+    (432, 144),
+    (288, 72),
+    (576, 144),
+    (360, 90),
+    (768, 384),
+    (1536, 96),
+]
+
 
 @pytest.mark.parametrize("window", [20, 25, 230, 460, 601])
 def test_window_transform(window: int) -> None:
     """The low columns of the window's transform, at once and in blocks of rows."""
     images, box = [image - 30 for image in random_images(16)[:3]], 16
     transform = WindowTransform(window, box)
+    assert transform.columns.shape[1] == window
     for image, corner in zip(images, ((-3, -2), (40, 35), (-400, 10)), strict=True):
         assert transform.transform(image.view(np.uint8), 2, np.array(corner)) == 0
         expected = np.fft.fft2(oracle.cut_window(image, corner, window))[:, : box // 2 + 1].T
-        if transform.columns.shape[1] == box:
-            expected = np.delete(expected, np.s_[box // 2 : window - box // 2], axis=1)
         size = np.abs(expected).max()
         np.testing.assert_allclose(transform.columns, expected, rtol=0, atol=2e-6 * size)
+
+
+@pytest.mark.parametrize(("window", "box"), DEALT_OUT)
+def test_transform_of_a_window_whose_columns_are_dealt_out(window: int, box: int) -> None:
+    """The box's frequencies of NumPy's transform in double precision, of noise all over it."""
+    assert split_column(window, box) > 1
+    transform = WindowTransform(window, box)
+    image = np.random.default_rng(window).normal(size=(window - 8, window + 20)).astype(np.float32)
+    for corner in np.array([(-6, -3), (15, 4)]):
+        assert transform.transform(image.view(np.uint8), 2, corner) == 0
+        cut = oracle.cut_window(image.astype(np.float64), corner, window)
+        whole = np.fft.fft2(cut)[:, : box // 2 + 1]
+        expected = np.concatenate([whole[: box // 2], whole[-box // 2 :]]).T
+        assert transform.columns.shape == expected.shape
+        assert_close(transform.columns, expected, 5e-6)
 
 
 @pytest.mark.parametrize("window", [20, 230, 460, 601])
@@ -587,21 +619,21 @@ def random_deformation(rng: np.random.Generator) -> tuple[str, tuple[int, int], 
     return kind, grid, rng.normal(0, 0.003 if kind == "linear" else 0.3, (len(TILTS), n))
 
 
-def random_tomogram(seed: int) -> oracle.Tomogram:
+def random_tomogram(seed: int, size_xy: tuple[int, int] = (WIDTH, HEIGHT)) -> oracle.Tomogram:
     """Return a tomogram with noise images and a random alignment, defocus and optics."""
     rng = np.random.default_rng([seed, 2])
-    size = np.array([129.0, 117, 41]) if rng.random() < 0.3 else np.array([128.0, 116, 40])
+    size = np.array([size_xy[0] - 4.0, size_xy[1] - 4.0, 40.0]) + (rng.random() < 0.3)
     kind, grid, coefficients = random_deformation(rng)
     has_extras = rng.random() < 0.5
     frames = [
         oracle.Frame(
-            image=rng.normal(8, 5, (HEIGHT, WIDTH)).astype(np.float32).astype(np.float64),
+            image=rng.normal(8, 5, size_xy[::-1]).astype(np.float32).astype(np.float64),
             projection=oracle.projection_matrix(
                 rng.normal(0, 2),
                 tilt + rng.normal(),
                 rng.uniform(-180, 180),
                 tuple(rng.normal(0, 2, 2)),
-                (WIDTH, HEIGHT),
+                size_xy,
                 size,
             ),
             dose=3.0 * f,
@@ -755,6 +787,18 @@ def run_program(
     return {"data": result.data, "weights": result.weights}
 
 
+def check_against_oracle(
+    options: oracle.Options, tomogram: oracle.Tomogram, particle: oracle.Particle
+) -> None:
+    """Compare all that comes of a particle, each of the weights' halves by itself."""
+    assert oracle.visible_frames(particle, tomogram, options).any()
+    expected = oracle.extract_particle(particle, tomogram, options)
+    for name, found in run_program(options, tomogram, particle).items():
+        parts = 2 if name == "weights" else 1
+        for a, b in zip(np.split(found, parts), np.split(expected[name], parts), strict=True):
+            assert_close(a, b, TOLERANCE_FLOAT32)
+
+
 N_CASES = 8 * len(BOXES)
 
 
@@ -763,13 +807,21 @@ def test_program_agrees_with_the_oracle(seed: int) -> None:
     """Random images, alignments, poses, optics, aberrations, movements, options; odd windows."""
     options = oracle.Options(**random_options(seed))
     tomogram = random_tomogram(seed)
-    particle = random_particle(seed, tomogram)
-    assert oracle.visible_frames(particle, tomogram, options).any()
-    expected = oracle.extract_particle(particle, tomogram, options)
-    for name, found in run_program(options, tomogram, particle).items():
-        parts = 2 if name == "weights" else 1
-        for a, b in zip(np.split(found, parts), np.split(expected[name], parts), strict=True):
-            assert_close(a, b, TOLERANCE_FLOAT32)
+    check_against_oracle(options, tomogram, random_particle(seed, tomogram))
+
+
+@pytest.mark.parametrize("stack2d", [False, True], ids=["3d", "2d"])
+@pytest.mark.parametrize(
+    ("box", "crop", "binning"), [(72, 48, 4.0), (144, 96, 4.0), (192, 96, 4.0)]
+)
+def test_large_windows_agree_with_the_oracle(
+    box: int, crop: int, binning: float, stack2d: bool
+) -> None:
+    """Windows whose columns are dealt out: none of the boxes above has them."""
+    options = oracle.Options(box=box, crop=crop, binning=binning, stack2d=stack2d)
+    assert split_column(options.s0, box) > 1
+    tomogram = random_tomogram(box, (options.s0 + 12, options.s0 - 4))
+    check_against_oracle(options, tomogram, random_particle(box, tomogram))
 
 
 def test_the_random_cases_cover_every_option() -> None:
