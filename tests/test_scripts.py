@@ -1,4 +1,4 @@
-"""The scripts that set up an environment; nothing is installed."""
+"""The scripts that set up an environment, start quickstart or run tests; nothing is installed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ case "$*" in
     --version) echo Python 3.{minor} ;;
 esac
 """
+#: Stand for programs of a virtual environment: they write down their words, one a line.
+RECORDER = """#!/bin/sh
+printf '%s\\n' "$(basename "$0")" "$@" >>"{log}"
+"""
+#: Makes the folder that is named last.
+EXTRACT = """for last; do :; done
+mkdir -p "$last" && echo "$0" >"$last/made"
+"""
+DRAW = """case "$*" in *show_average*) touch average_job009.png ;; esac
+"""
+
 pytestmark = pytest.mark.skipif(BASH is None, reason="bash is not installed")
 
 
@@ -173,3 +184,104 @@ def test_an_environment_without_pip_is_made_anew(tmp_path: Path) -> None:
     left.touch()
     assert run_bash(["-c", script], "/usr/bin:/bin", tmp_path).returncode == 0
     assert left.exists()
+
+
+# quickstart.sh and test.sh, with programs that only say how they were called
+
+
+class Checkout:
+    """A copy of the scripts in a folder with a blank, and an environment of recorders."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "a checkout"
+        self.log = directory / "log"
+        shutil.copytree(SCRIPTS, self.path / "scripts", ignore=shutil.ignore_patterns("bench*"))
+        (self.path / "tests").mkdir()
+        for name in ("test_a.py", "test_b.py"):
+            (self.path / "tests" / name).touch()
+        recorder = RECORDER.format(log=self.log)
+        for environment in (".venv-quickstart", ".venv-test", ".venv-test-mpich"):
+            programs = self.path / environment / "bin"
+            write_program(programs / "python", recorder + DRAW)
+            write_program(programs / "mpirun", recorder + EXTRACT)
+            for name in ("ruff", "mypy", "lint-imports"):
+                write_program(programs / name, recorder)
+        tools = Machine(directory / "tools", user=1000)
+        tools.add_python()
+        tools.add("cc")
+        self.environment_path = f"{tools.programs}:{os.environ['PATH']}"
+
+    def run(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Start a script from the checkout; the log is that of this start."""
+        self.log.write_text("")
+        return run_bash([f"scripts/{name}", *words], self.environment_path, self.path)
+
+    def pytest_calls(self) -> list[list[str]]:
+        """Return the words of every call of pytest."""
+        lines = self.log.read_text().splitlines()
+        starts = [i for i, line in enumerate(lines) if line == "python"]
+        calls = [lines[a:b] for a, b in zip(starts, [*starts[1:], len(lines)], strict=True)]
+        return [call for call in calls if "pytest" in call]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+def test_quickstart_in_a_folder_with_a_blank(checkout: Checkout) -> None:
+    done = checkout.run("quickstart.sh")
+    assert done.returncode == 0, done.stderr
+    words = checkout.log.read_text().splitlines()
+    program = str(checkout.path / ".venv-quickstart/bin/relion_pseudosubtomo")
+    assert words.count(program) == 2
+    assert words[words.index(program) + 1 :][:2] == ["--i", "Picks/job007/optimisation_set.star"]
+
+
+def test_quickstart_removes_only_what_it_made(checkout: Checkout) -> None:
+    """The tutorial's own jobs are in the same project."""
+    project = checkout.path / "quickstart"
+    assert checkout.run("quickstart.sh").returncode == 0
+    mine = [project / name for name in ("PseudoSubtomo/job011/particles.star", "notes.txt")]
+    its = [project / "PseudoSubtomo/job009/old", project / "MotionCorr/job002/old"]
+    for path in (*mine, *its):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert checkout.run("quickstart.sh").returncode == 0
+    assert all(path.exists() for path in mine)
+    assert not any(path.exists() for path in its)
+
+
+@pytest.mark.parametrize("words", [(), ("elsewhere",)])
+def test_quickstart_leaves_the_folders_of_others(
+    checkout: Checkout, words: tuple[str, ...]
+) -> None:
+    file = checkout.path / (words or ("quickstart",))[0] / "MotionCorr/job002/image.mrc"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    done = checkout.run("quickstart.sh", *words)
+    assert done.returncode == 1
+    assert "not made by quickstart" in done.stderr
+    assert file.exists()
+
+
+def test_all_tests_are_run(checkout: Checkout) -> None:
+    """In three parts; what is chosen by -k is chosen in each."""
+    done = checkout.run("test.sh", "-k", "a word")
+    assert done.returncode == 0, done.stderr
+    mpich, openmpi, others = checkout.pytest_calls()
+    assert "mpi" in mpich
+    assert {"mpi", "system"} <= set(openmpi)
+    assert {".", "--ignore=mpi", "--ignore=system"} <= set(others)
+    assert openmpi[-2:] == others[-2:] == ["-k", "a word"]
+    assert "mypy" in checkout.log.read_text()
+
+
+@pytest.mark.parametrize("test", ["", "::test_one"])
+def test_only_the_tests_that_are_named_are_run(checkout: Checkout, test: str) -> None:
+    done = checkout.run("test.sh", "--system", f"tests/test_b.py{test}", "-x")
+    assert done.returncode == 0, done.stderr
+    (call,) = checkout.pytest_calls()
+    file = f"{checkout.path}/tests/test_b.py{test}"
+    assert call[-3:] == ["--system", file, "-x"]
+    assert not {"mpi", "system", "."} & set(call)
