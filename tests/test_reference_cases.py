@@ -13,11 +13,19 @@ from dataclasses import astuple
 from pathlib import Path
 
 import pytest
-from reference_comparison import SUMMARY_PROPERTY, compare_case
+from reference_comparison import (
+    SUMMARY_PROPERTY,
+    TOLERANCE_FLOAT32,
+    FileComparison,
+    compare_case,
+)
 
 REFERENCE = Path(__file__).parent / "reference"
 CASES = sorted(path.parent.name for path in REFERENCE.glob("*/case.json"))
 OUTPUT_NAME = "relion/"
+LARGEST_DIFFERENCE = 3e-5
+"""What README.md and docs/agreement.md promise of images in float32, which is less than the
+tolerance; volumes divided by the multiplicity divide by small numbers and may have all of that."""
 
 
 def copy_inputs(case_dir: Path, parent: Path) -> Path:
@@ -26,6 +34,12 @@ def copy_inputs(case_dir: Path, parent: Path) -> Path:
     copy = parent / case_dir.name
     shutil.copytree(case_dir, copy, ignore=shutil.ignore_patterns("relion", "case.json"))
     return copy
+
+
+def is_promised_less(file: FileComparison) -> bool:
+    """Say whether a file's difference is bound by `LARGEST_DIFFERENCE`."""
+    is_difference = file.measure == "difference" and file.tolerance == TOLERANCE_FLOAT32
+    return is_difference and file.kind != "data_nrm"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -53,3 +67,5 @@ def test_program_agrees_with_relion(
     if comparison.worst_file is not None:
         record_property(SUMMARY_PROPERTY, ["program", name, *astuple(comparison.worst_file)])
     assert comparison.problems == []
+    promised = [file for file in comparison.files if is_promised_less(file)]
+    assert [file for file in promised if not file.error < LARGEST_DIFFERENCE] == []
