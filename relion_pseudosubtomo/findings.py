@@ -115,6 +115,9 @@ ADVICE: dict[str, str] = {
     "joined set.",
     "result-name": "Rows were mixed up, or particles renamed: make rlnImageName fit again.",
     "result-table": "Correct the entry, or use the table of the extraction.",
+    "result-stacks": "RELION would read the 2D stacks as volumes: verify --repair corrects it.",
+    "result-optics": "RELION would take the images for others than they are: correct the column, "
+    "or use data_optics of the extraction.",
     "result-tomogram": "Use the tomogram set of the extraction.",
     "result-visible": "verify --repair computes it anew.",
     "result-frames": "Use the tomogram set of the extraction; verify --repair computes it anew.",

@@ -105,9 +105,8 @@ def merge_optics(
         binning = tomogram_binning(tomogram_set)
         size = real_box_size(options.crop, options.binning, binning)
         columns[labels.CTF_CORRECTED] = text_column(["1"] * n)
-    premultiplied = not (options.real_subtomo or (options.stack2d and options.no_ctf))
     constant = {
-        labels.CTF_PREMULTIPLIED: "1" if premultiplied else "0",
+        labels.CTF_PREMULTIPLIED: "1" if options.is_premultiplied else "0",
         labels.IMAGE_DIMENSIONALITY: "3" if options.is_3d else "2",
         labels.SUBTOMOGRAM_BINNING: f"{binning:.6f}",
         labels.IMAGE_SIZE: str(size),

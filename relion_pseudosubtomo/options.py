@@ -171,6 +171,11 @@ class JobOptions:
         return not (self.stack2d or self.real_subtomo)
 
     @property
+    def is_premultiplied(self) -> bool:
+        """Whether the images are called multiplied by the CTF, as RELION does (spec 3.3)."""
+        return not (self.real_subtomo or (self.stack2d and self.no_ctf))
+
+    @property
     def makes_sums(self) -> bool:
         """Whether anything is added up over all particles."""
         return self.sum or self.average

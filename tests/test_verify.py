@@ -73,10 +73,12 @@ def spoilt(
     return copy
 
 
-def verify(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, str]]:
-    """Verify out/; return the exit status and the lines of each code."""
+def verify(
+    capsys: pytest.CaptureFixture[str], *words: str, directory: str = "out"
+) -> tuple[int, dict[str, str]]:
+    """Verify a directory; return the exit status and the lines of each code."""
     capsys.readouterr()
-    status = main(["verify", "out", *words])
+    status = main(["verify", directory, *words])
     output = capsys.readouterr()
     assert not output.err
     found: dict[str, str] = {}
@@ -109,6 +111,10 @@ def verify(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[s
         ("odd_sizes_2d", ["--stack2d", "--exact_centre"]),
         ("real_subtomo", ["--real_subtomo"]),
         ("sum", ["--sum"]),
+        ("basic_2d", ["--stack2d", "--no_ctf"]),
+        ("basic_2d", ["--no_ctf", "--nrm", "--multi"]),
+        ("basic_2d", ["--for", "relion4"]),
+        ("real_subtomo", ["--real_subtomo", "--hdf5", "--no_mrc"]),
     ],
 )
 def test_clean_runs_pass(
@@ -458,10 +464,49 @@ DAMAGES = [
     ),
     Damage(
         "result-table",
+        "3d",
+        in_table("general", set_value(labels.ARE_2D_STACKS, 0, "1")),
+        ("expected 0, as extracted",),
+        also=("result-visible",),
+    ),
+    Damage(
+        "result-stacks",
         "2d",
         in_table("general", set_value(labels.ARE_2D_STACKS, 0, "0")),
-        ("expected 1, as extracted",),
-        also=("result-size",),
+        ("expected 1, found 0",),
+    ),
+    Damage("result-stacks", "2d", in_table("general", dict.clear), ("found no such entry",)),
+    Damage(
+        "result-optics",
+        "2d",
+        in_table("optics", set_value(labels.CTF_PREMULTIPLIED, 0, "0")),
+        (labels.CTF_PREMULTIPLIED, "row 1: expected 1, found 0"),
+    ),
+    Damage(
+        "result-optics",
+        "2d",
+        in_table("optics", drop(labels.CTF_PREMULTIPLIED)),
+        ("row 1, 2: expected 1, found no such column",),
+    ),
+    Damage(
+        "result-optics",
+        "2d",
+        in_table("optics", set_value(labels.IMAGE_DIMENSIONALITY, 1, "3")),
+        (labels.IMAGE_DIMENSIONALITY, "row 2: expected 2, found 3"),
+    ),
+    Damage(
+        "result-optics",
+        "3d",
+        in_table("optics", set_value(labels.IMAGE_DIMENSIONALITY, 0, "2")),
+        ("row 1: expected 3, found 2",),
+    ),
+    Damage("result-optics", "3d", in_table("optics", drop(labels.IMAGE_DIMENSIONALITY))),
+    Damage("result-optics", "3d", in_table("optics", set_value(labels.CTF_PREMULTIPLIED, 1, "x"))),
+    Damage(
+        "missing-column",
+        "3d",
+        in_table("particles", drop(labels.CTF_IMAGE)),
+        (labels.CTF_IMAGE,),
     ),
     Damage(
         "result-table",
@@ -548,6 +593,45 @@ def test_blank_volume_of_unknown_size(
     assert (status, list(found)) == (1, [code])
     change_values(VOLUME, put(1, slice(None)))
     assert set(verify(capsys, *DEEP)[1]) == {code, "result-constant"}
+
+
+@pytest.mark.parametrize(
+    ("case", "label", "value", "expected"),
+    [
+        ("basic_2d", labels.IMAGE_DIMENSIONALITY, "3", "2"),
+        ("basic_2d", labels.CTF_PREMULTIPLIED, "", "0 or 1"),
+        ("basic_3d", labels.IMAGE_DIMENSIONALITY, "2", "3"),
+        ("basic_3d", labels.CTF_PREMULTIPLIED, "0", "1"),
+        ("real_subtomo", labels.IMAGE_DIMENSIONALITY, "3", "2"),
+        ("real_subtomo", labels.CTF_PREMULTIPLIED, "1", "0"),
+        ("real_subtomo", labels.CTF_CORRECTED, "0", "1"),
+    ],
+)
+@pytest.mark.parametrize("is_ours", [True, False], ids=["ours", "RELION's"])
+def test_kind_of_images(
+    case: str,
+    label: str,
+    value: str,
+    expected: str,
+    is_ours: bool,
+    project: Callable[[str], ProjectCopy],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The recorded options tell it; without them the rest of the table does."""
+    project(case)
+    directory = "out" if is_ours else "relion"
+    if is_ours:
+        words = {"basic_2d": ["--stack2d"], "real_subtomo": ["--real_subtomo"]}.get(case, [])
+        assert main([*INPUT, *BOX, *words]) == 0
+        expected = expected.removeprefix("0 or ")
+    else:
+        shutil.copytree(REFERENCE / case / "relion", "relion")
+    change = set_value(label, 0, value) if value else drop(label)
+    change_table("optics", change, path=f"{directory}/particles.star")
+    status, found = verify(capsys, directory=directory)
+    assert status == 1
+    assert f", row 1{'' if value else ', 2'}: expected {expected}, " in found["result-optics"]
+    assert set(found) <= {"result-optics", "result-format"}
 
 
 def test_optics_groups_are_numbers(
@@ -735,6 +819,33 @@ def test_repair(
             k: list(v) for k, v in expected[name].items()
         }
     assert verify(capsys, "--particles", "out/particles_repaired.star") == (0, {})
+
+
+@pytest.mark.parametrize("change", [dict.clear, set_value(labels.ARE_2D_STACKS, 0, "0")])
+@pytest.mark.parametrize("directory", ["out", "relion"])
+def test_repair_of_the_flag_of_stacks(
+    directory: str,
+    change: Callable[[Columns], None],
+    spoilt: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It comes back with the visible frames, or alone; RELION's own directories have it too."""
+    spoilt("2d")
+    if directory == "relion":
+        shutil.copytree(REFERENCE / "basic_2d" / "relion", "relion")
+    path, repaired = (f"{directory}/particles{end}.star" for end in ("", "_repaired"))
+    original = parse(Path(path).read_text())
+    change_table("general", change, path=path)
+    for damage in (lambda _: None, set_value(FLAGS, 1, "None")):
+        change_table("particles", damage, path=path)
+        status, found = verify(capsys, directory=directory)
+        assert status == 1
+        assert "result-stacks" in found
+        assert verify(capsys, "--repair", directory=directory)[0] == 0
+        for name, table in parse(Path(repaired).read_text()).items():
+            assert {k: list(v) for k, v in table.columns.items()} == {
+                k: list(v) for k, v in original[name].columns.items()
+            }
 
 
 def parse(text: str) -> dict[str, StarTable]:

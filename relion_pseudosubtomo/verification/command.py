@@ -1,4 +1,4 @@
-"""The path of `verify`: tables, files, visible frames, records, values."""
+"""The path of `verify`: tables, containers, files, visible frames, records, values."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from relion_pseudosubtomo.verification.images import (
 )
 from relion_pseudosubtomo.verification.leftovers import check_orphans, check_records
 from relion_pseudosubtomo.verification.results import Request, Results, read_results
+from relion_pseudosubtomo.verification.tables import check_tables
 from relion_pseudosubtomo.verification.visibility import (
     Geometry,
     Visibility,
@@ -30,7 +31,13 @@ from relion_pseudosubtomo.verification.visibility import (
 EXIT_GOOD, EXIT_BAD = 0, 1
 
 #: What a table that was repaired has no longer.
-_REPAIRABLE = ("result-visible", "result-frames", "result-slices", "result-geometry")
+_REPAIRABLE = (
+    "result-stacks",
+    "result-visible",
+    "result-frames",
+    "result-slices",
+    "result-geometry",
+)
 
 
 def verify(request: Request) -> int:
@@ -71,6 +78,7 @@ def _verify_results(results: Results, findings: Findings) -> str | None:
             found=results.images[0],
         )
         return None
+    check_tables(results, findings)
     if results.options.hdf5:
         check_containers(results, findings)
     if is_packed(results):
@@ -95,7 +103,7 @@ def _verify_results(results: Results, findings: Findings) -> str | None:
             lambda row, suffix: visibility.blank_slices(results, row, suffix),
             findings,
         )
-    if not (results.request.repair and visibility.damaged):
+    if not (results.request.repair and (visibility.damaged or results.is_mislabelled)):
         return None
     return write_repaired(results, slices, geometry, visibility, findings)
 

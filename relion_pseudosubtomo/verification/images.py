@@ -224,16 +224,12 @@ def _expected_size(results: Results, suffix: str, size: float) -> tuple[int, int
     n = int(size)
     if suffix == _WEIGHTS:
         return n // 2 + 1, n, 2 * n
-    is_stack = results.is_stack or _is_real(results)
-    return n, n, -1 if is_stack else n
+    return n, n, -1 if _are_stacks(results) else n
 
 
-def _is_real(results: Results) -> bool:
-    """Return whether these are true subtomograms: stacks, though the table says they are none."""
-    optics = results.table.optics
-    if results.is_stack or optics is None:
-        return False
-    return "2" in optics.columns.get(labels.IMAGE_DIMENSIONALITY, ())
+def _are_stacks(results: Results) -> bool:
+    """Return whether the images are stacks: also true subtomograms, which the table calls none."""
+    return results.is_stack or results.options.real_subtomo
 
 
 def _check_names(results: Results, files: list[ImageFile], faults: _Faults) -> None:
@@ -307,7 +303,7 @@ def _judge_data(
     constant = data.constant
     if blank is not None:
         constant = constant[(constant >= len(blank)) | ~blank[constant.clip(max=len(blank) - 1)]]
-    is_stack = results.is_stack or _is_real(results)
+    is_stack = _are_stacks(results)
     if len(constant) if is_stack else len(constant) == data.n_sections:
         which = f"(slices {list_first(constant + 1, _SHOWN)})" if is_stack else ""
         faults.add("result-constant", "nothing in the image", file, which)

@@ -31,6 +31,22 @@ Floats = NDArray[np.floating]
 
 PARTICLES = "particles.star"
 
+_STACK = "_stack2d.mrcs"
+
+#: What RELION takes where data_optics has no such column.
+OPTICS_DEFAULTS = {
+    labels.IMAGE_DIMENSIONALITY: 2.0,
+    labels.CTF_PREMULTIPLIED: 0.0,
+    labels.CTF_CORRECTED: 0.0,
+}
+
+#: What data_optics says of true subtomograms; of pseudo-subtomograms it says nothing of this.
+_OF_TRUE_SUBTOMOGRAMS = {
+    labels.IMAGE_DIMENSIONALITY: 2,
+    labels.CTF_PREMULTIPLIED: 0,
+    labels.CTF_CORRECTED: 1,
+}
+
 
 @dataclass(frozen=True)
 class Request:
@@ -82,6 +98,8 @@ class Results:
         Whether the options are from completion records: RELION's own directories have none.
     is_stack : bool
         2D stacks.
+    optics_row : ndarray, shape (n,), int64
+        Row of each particle's optics group; -1 where it has none.
     image_size, pixel_size : ndarray, shape (n,), float64
         n in pixels and the binned pixel size in Angstrom that each particle's optics group tells;
         NaN where it does not.
@@ -99,6 +117,7 @@ class Results:
     options: JobOptions
     is_recorded: bool
     is_stack: bool
+    optics_row: NDArray[np.int64]
     image_size: Floats
     pixel_size: Floats
     images: list[str]
@@ -110,6 +129,17 @@ class Results:
     def particles(self) -> StarTable:
         """The table of particles."""
         return self.table.particles
+
+    @property
+    def is_mislabelled(self) -> bool:
+        """Whether RELION would read 2D stacks as volumes."""
+        return self.is_stack and self.table.general.get(labels.ARE_2D_STACKS) != "1"
+
+    @property
+    def own_rows(self) -> NDArray[np.bool_]:
+        """Rows whose images are in the directory, so that the recorded options tell of them."""
+        is_inside = [self.is_recorded and self.is_inside(path) for path in self.images]
+        return np.array(is_inside, dtype=bool)
 
     @property
     def is_elsewhere(self) -> bool:
@@ -168,7 +198,7 @@ def read_results(request: Request, findings: Findings) -> Results | None:
     image_size, pixel_size = optics.take(labels.IMAGE_SIZE), optics.take(labels.IMAGE_PIXEL_SIZE)
     is_recorded = recorded is not None
     return Results(
-        request, table, options, is_recorded, is_stack, image_size, pixel_size, images, *sets
+        request, table, options, is_recorded, is_stack, rows, image_size, pixel_size, images, *sets
     )
 
 
@@ -207,7 +237,18 @@ def _read_entries(request: Request, findings: Findings) -> dict[str, str]:
 
 
 def _is_stack(table: ParticleTable, images: list[str], findings: Findings) -> bool:
+    """Return whether the images are 2D stacks; their names tell where the flag is lost or wrong."""
     flag = table.general.get(labels.ARE_2D_STACKS)
+    if flag != "1" and images[0].endswith(_STACK):
+        findings.error(
+            "result-stacks",
+            labels.ARE_2D_STACKS,
+            file=table.path,
+            table="general",
+            expected=1,
+            found="no such entry" if flag is None else flag,
+        )
+        return True
     if flag not in ("0", "1"):
         findings.warning(
             "result-table",
@@ -217,7 +258,7 @@ def _is_stack(table: ParticleTable, images: list[str], findings: Findings) -> bo
             expected="0 or 1",
             found="the images' names are gone by",
         )
-        return images[0].endswith("_stack2d.mrcs")
+        return False
     return flag == "1"
 
 
@@ -257,8 +298,16 @@ def _guess_options(request: Request, optics: _OpticsColumns, is_stack: bool) -> 
         crop,
         float(binning) if np.isfinite(binning) else 1.0,
         stack2d=is_stack,
+        real_subtomo=not is_stack and _are_real(optics),
         max_dose=-1.0 if request.max_dose is None else request.max_dose,
     )
+
+
+def _are_real(optics: _OpticsColumns) -> bool:
+    """Return whether most columns, as one may be wrong, are those of true subtomograms."""
+    found = {label: optics.take(label)[0] for label in _OF_TRUE_SUBTOMOGRAMS}
+    n_equal = sum(found[label] == value for label, value in _OF_TRUE_SUBTOMOGRAMS.items())
+    return 2 * n_equal > len(found)
 
 
 def _rows_of_groups(table: ParticleTable) -> NDArray[np.int64]:
@@ -291,10 +340,11 @@ class _OpticsColumns:
             numbers(table.optics, label, findings)
 
     def take(self, label: str) -> Floats:
-        """Return a column; NaN for particles without a group or a value."""
+        """Return a column; NaN for particles without a group or a value, and no default either."""
         if self._optics is None:
             return np.full(len(self._rows), np.nan)
-        values = np.append(numbers(self._optics, label, Findings()), np.nan)
+        default = OPTICS_DEFAULTS.get(label)
+        values = np.append(numbers(self._optics, label, Findings(), default=default), np.nan)
         return np.asarray(values[self._rows])
 
 

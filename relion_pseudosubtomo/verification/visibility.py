@@ -13,7 +13,7 @@ from relion_pseudosubtomo.core.geometry import is_inside_image
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, counted, list_first
 from relion_pseudosubtomo.io.mrc_validation import MrcFile
-from relion_pseudosubtomo.io.star import StarTable, read_star, write_star
+from relion_pseudosubtomo.io.star import StarTable, list_table, read_star, write_star
 from relion_pseudosubtomo.merge import text_column, vector_text
 from relion_pseudosubtomo.options import ALL_TILTS
 from relion_pseudosubtomo.placement import place_particles
@@ -23,6 +23,8 @@ from relion_pseudosubtomo.verification.results import Results
 Flags = NDArray[np.bool_]
 
 REPAIRED = "particles_repaired.star"
+
+_GENERAL = "general"
 
 #: Pixels by which a projected position may have moved through rounding in the tables.
 _ROUNDING = 0.01
@@ -229,7 +231,9 @@ def write_repaired(
     visibility: Visibility,
     findings: Findings,
 ) -> str | None:
-    """Write particles_repaired.star, with damaged rlnTomoVisibleFrames computed anew.
+    """Write particles_repaired.star: rlnTomoVisibleFrames, where damaged, computed anew.
+
+    It says that its images are 2D stacks, too.
 
     Parameters
     ----------
@@ -268,12 +272,12 @@ def write_repaired(
     if star is None:
         return None
     column = text_column([vector_text(values) for values in flags if values is not None])
-    repaired = {**results.particles.columns, labels.VISIBLE_FRAMES: column}
-    tables = [
-        StarTable(t.name, repaired if t.name == results.particles.name else t.columns, t.is_list)
-        for t in star.tables.values()
-    ]
-    write_star(path, tables)
+    particles = {**results.particles.columns, labels.VISIBLE_FRAMES: column}
+    general = list_table(_GENERAL, {**results.table.general, labels.ARE_2D_STACKS: "1"})
+    name = results.particles.name
+    changed = {_GENERAL: general, name: StarTable(name, particles, results.particles.is_list)}
+    tables = {_GENERAL: general} | star.tables | changed  # keeps their order, data_general first
+    write_star(path, tables.values())
     return path
 
 
