@@ -137,8 +137,10 @@ ADVICE: dict[str, str] = {
     "result-orphan": "Left by another program, a former run or a tomogram that failed; remove "
     "them if nothing needs them.",
     "result-not-finite": "Look for such pixels in the tilt images, and extract again.",
-    "result-constant": "Look at the tilt images and the CTF of these frames.",
+    "result-constant": "Look at the tilt images and the CTF of these frames; if they are good, the "
+    "file is damaged: extract again.",
     "result-negative": "The file is damaged: extract again.",
+    "result-values": "The file is damaged, or was changed: extract again.",
 }
 
 

@@ -657,6 +657,23 @@ def test_values_of_containers_are_verified(
     assert "3 errors" in said
 
 
+def test_values_that_changed_are_found(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not those of the statistics."""
+    assert main([*WORDS, *PACKED]) == 0
+    with h5py.File(CONTAINERS[0], "r+") as file:
+        file["images"][1, :4] = 0
+        file["weights"][0] = 0
+    capsys.readouterr()
+    assert main(["verify", "--deep", "out/"]) == 1
+    said = capsys.readouterr().out
+    assert "[result-values] not the values that were written" in said
+    assert "2_data.mrc (mean " in said
+    assert "[result-constant] nothing in the weights" in said
+    assert "2 errors" in said
+
+
 @pytest.mark.parametrize("words", [PACKED, ["--hdf5"]], ids=["alone", "beside MRC files"])
 @pytest.mark.parametrize("named", [True, False], ids=["named", "nameless"])
 def test_table_of_another_program_is_verified(

@@ -28,6 +28,7 @@ INPUT = ["--p", "particles.star", "--t", "tomograms.star", "--o", "out", "--j", 
 BOX = ["--b", "64", "--crop", "32", "--bin", "2"]
 STACK, VOLUME = "out/Subtomograms/TS_01/1_stack2d.mrcs", "out/Subtomograms/TS_01/1_data.mrc"
 WEIGHTS = "out/Subtomograms/TS_01/1_weights.mrc"
+CTF2 = "out/Subtomograms/TS_01/1_CTF2.mrc"
 RECORD = "out/.completed/TS_01/0-2.json"
 #: RELION's runs with --sum write STAR files that name images that do not exist.
 INCOMPLETE = ("sum", "sum_cone")
@@ -543,7 +544,13 @@ DAMAGES = [
     Damage("result-not-finite", "3d", values(WEIGHTS, put(np.inf, 3, 4, 5)), (WEIGHTS,), DEEP),
     Damage("result-constant", "2d", values(STACK, put(0, 2)), ("slices 3",), DEEP),
     Damage("result-constant", "3d", values(VOLUME, put(1, slice(None))), (VOLUME,), DEEP),
+    Damage("result-constant", "3d", values(WEIGHTS, put(0, slice(None))), (WEIGHTS,), DEEP),
+    Damage("result-constant", "3d", values(CTF2, put(0, slice(None))), ("in the weights",), DEEP),
     Damage("result-negative", "3d", values(WEIGHTS, put(-1e-3, 40, 1, 1)), (WEIGHTS,), DEEP),
+    Damage("result-values", "2d", values(STACK, put(0, 2, slice(16))), (STACK, "square "), DEEP),
+    Damage("result-values", "3d", values(VOLUME, put(9, 3, 4, 5)), (VOLUME, "maximum 9 for"), DEEP),
+    Damage("result-values", "3d", values(WEIGHTS, put(0, slice(32, 64))), (WEIGHTS,), DEEP),
+    Damage("result-values", "2d", header(STACK, dmean=0.1), ("mean ", " for 0.1"), DEEP),
 ]
 
 
@@ -676,6 +683,43 @@ def test_blank_images_of_tilts_without_contrast(
     assert verify(capsys, "--deep") == (0, {})
     change_values(STACK, put(0, 2))
     assert list(verify(capsys, "--deep")[1]) == ["result-constant"]
+
+
+@pytest.mark.parametrize(
+    "unset",
+    [
+        {"dmin": 0, "dmax": -1, "dmean": -2, "rms": -1},
+        {"dmin": 0, "dmax": 0, "dmean": 0, "rms": 0},
+        {"dmin": np.nan, "dmax": np.nan, "dmean": np.nan, "rms": np.nan},
+    ],
+)
+def test_headers_need_not_tell_of_values(
+    unset: dict[str, float], spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of other programs often do not."""
+    spoilt("2d")
+    change_header(STACK, **unset)
+    change_values(STACK, put(0, 2, slice(16)))
+    assert verify(capsys, *DEEP) == (0, {})
+
+
+def test_values_of_half_precision(
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Values are rounded, headers state fewer statistics: a part that was destroyed still shows."""
+    project("basic_2d")
+    assert main([*INPUT, *BOX, "--float16"]) == 0
+    files = sorted(path for path in Path("out").rglob("*_[dw]*.mrc"))
+    for path in files:
+        status = os.stat(path)
+        data = np.fromfile(path, np.float16)
+        data[len(data) // 2 :][: len(data) // 64] = 0
+        data.tofile(path)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    status, found = verify(capsys, *DEEP)
+    assert (status, set(found)) == (1, {"result-values"})
+    assert len(files) == 8
+    assert "(8 in all)" in found["result-values"]
 
 
 # Tables of other programs

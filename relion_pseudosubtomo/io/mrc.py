@@ -46,6 +46,7 @@ _LEAST_SQUARE_FLOAT16 = 1e-3
 #: A mean of more deviations than this drowns them in float16.
 _FAR_MEAN = 10.0
 
+_STATISTICS = ("dmin", "dmax", "dmean", "rms")
 _VOLUME_SPACE_GROUP = 1
 _MRC_VERSION = 20141
 _LABEL = b"relion_pseudosubtomo"
@@ -71,6 +72,9 @@ class MrcHeader:
         Along x, in Angstrom; 0 where the header does not tell.
     mz, ispg : int
         Sections in the unit cell, and the space group.
+    statistics : tuple of float
+        Smallest, largest, mean, and standard deviation, as far as they are stated
+        (`mrc_validation`).
     file_size : int
         Bytes.
     """
@@ -85,6 +89,7 @@ class MrcHeader:
     voxel_size: float
     mz: int
     ispg: int
+    statistics: tuple[float, float, float, float]
     file_size: int
 
 
@@ -129,6 +134,7 @@ def read_header(path: str) -> MrcHeader:
             f"expected {expected} bytes, found {file_size}"
         )
     mx = int(fields["mx"])
+    low, high, mean, deviation = (float(fields[name]) for name in _STATISTICS)
     return MrcHeader(
         path=path,
         nx=nx,
@@ -140,6 +146,7 @@ def read_header(path: str) -> MrcHeader:
         voxel_size=float(fields["cella"]["x"]) / mx if mx > 0 else 0.0,
         mz=int(fields["mz"]),
         ispg=int(fields["ispg"]),
+        statistics=(low, high, mean, deviation),
         file_size=file_size,
     )
 
@@ -397,7 +404,7 @@ def write_stored(
 ) -> int:
     """Write stored values as `write_mrc` does; return the size of the file."""
     header = _make_header(stored.values, voxel_size, is_stack)
-    for name, value in zip(("dmin", "dmax", "dmean", "rms"), stored.statistics, strict=True):
+    for name, value in zip(_STATISTICS, stored.statistics, strict=True):
         header[name] = value
     with atomic_path(path) as temporary:
         return _write_at_once(temporary, header, stored.values)

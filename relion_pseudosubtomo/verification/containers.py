@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, counted, list_first
 from relion_pseudosubtomo.io.containers import DATASETS, JOINED, container_name
+from relion_pseudosubtomo.io.mrc import StoredValues
 from relion_pseudosubtomo.io.mrc_validation import DataFaults, MrcFile, inspect_values
 from relion_pseudosubtomo.verification.images import ImageFile, in_threads, list_files
 from relion_pseudosubtomo.verification.results import Results
@@ -115,15 +115,15 @@ def inspect_containers(
     slices: list[int | None] = [None] * len(results.names)
     for path in sorted(list_containers(results)):
         try:
-            for name, suffix, values in _read_particles(results, path):
+            for name, suffix, stored in _read_particles(results, path):
                 owners = rows.get(name)
                 if owners is None:  # another program has left it out
                     continue
                 if file := files.get((owners[0], suffix)):
-                    inspected.append((file, inspect_values(values)))
+                    inspected.append((file, inspect_values(stored.values, stored.statistics)))
                 if suffix == results.options.result_suffixes[0]:
                     for row in owners:
-                        slices[row] = len(values)
+                        slices[row] = len(stored.values)
         except InputError:
             continue  # `check_containers` has told why
         except OSError as error:
@@ -131,15 +131,15 @@ def inspect_containers(
     return inspected, slices
 
 
-def _read_particles(results: Results, path: str) -> Iterator[tuple[str, str, NDArray[np.floating]]]:
+def _read_particles(results: Results, path: str) -> Iterator[tuple[str, str, StoredValues]]:
     """Yield (particle's name, suffix, values) of every MRC file that a container stands for."""
     from relion_pseudosubtomo.io import hdf5  # most directories have none
 
     with hdf5.open_container(path) as file:
-        suffixes = hdf5.list_suffixes(file)
-        for row, name in enumerate(_list_particles(results, file)):
-            for suffix in suffixes:
-                yield name, suffix, hdf5.read_values(file, suffix, row)
+        n_files = len(hdf5.list_suffixes(file))
+        names = (name for name in _list_particles(results, file) for _ in range(n_files))
+        for name, (_, suffix, stored, _) in zip(names, hdf5.iterate_files(file), strict=True):
+            yield name, suffix, stored
 
 
 def check_unpacked(

@@ -279,7 +279,7 @@ def check_data(
         Row and suffix -> which slices of a stack may be blank, because the CTF is zero there or
         the frame is not visible; None for none.
     findings : Findings
-        Gets `result-not-finite`, `result-constant` and `result-negative`.
+        Gets `result-not-finite`, `result-constant`, `result-negative` and `result-values`.
     """
     faults = _Faults(results)
     for file, data in inspected:
@@ -297,13 +297,36 @@ def _judge_data(
     if not data.is_finite:
         faults.add("result-not-finite", "values that are NaN or infinite", file)
     if SUFFIXES.get(file.suffix):
-        if data.is_negative:
-            faults.add("result-negative", "weights below zero", file)
-        return
+        is_bad = _judge_weights(file, data, faults)
+    else:
+        is_bad = _judge_image(results, file, data, blank, faults)
+    if data.misstated and not is_bad:  # which would say the same once more
+        faults.add("result-values", "not the values that were written", file, f"({data.misstated})")
+
+
+def _judge_weights(file: ImageFile, data: DataFaults, faults: _Faults) -> bool:
+    """Judge a volume in Fourier space; return whether it is bad."""
+    if data.is_negative:
+        faults.add("result-negative", "weights below zero", file)
+    if data.is_constant:
+        faults.add("result-constant", "nothing in the weights", file)
+    return data.is_negative or data.is_constant
+
+
+def _judge_image(
+    results: Results,
+    file: ImageFile,
+    data: DataFaults,
+    blank: NDArray[np.bool_] | None,
+    faults: _Faults,
+) -> bool:
+    """Judge an image or a stack; return whether it is bad."""
     constant = data.constant
     if blank is not None:
         constant = constant[(constant >= len(blank)) | ~blank[constant.clip(max=len(blank) - 1)]]
     is_stack = _are_stacks(results)
-    if len(constant) if is_stack else len(constant) == data.n_sections:
+    is_bad = len(constant) > 0 if is_stack else len(constant) == data.n_sections
+    if is_bad:
         which = f"(slices {list_first(constant + 1, _SHOWN)})" if is_stack else ""
         faults.add("result-constant", "nothing in the image", file, which)
+    return is_bad
