@@ -675,6 +675,24 @@ def test_values_that_changed_are_found(
 
 
 @pytest.mark.parametrize("words", [PACKED, ["--hdf5"]], ids=["alone", "beside MRC files"])
+@pytest.mark.parametrize("more", [[], ["--deep", "--repair"]], ids=["", "deep"])
+def test_table_without_tomograms(
+    words: list[str], more: list[str], case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It cannot be told which container is whose: the lost column is."""
+    assert main([*WORDS, *words]) == 0
+    star = read_star("out/particles.star", Findings())
+    assert star is not None
+    del star.tables["particles"].columns[labels.TOMO_NAME]
+    write_star("out/particles.star", star.tables.values())
+    capsys.readouterr()
+    assert main(["verify", "out/", *more]) == 1
+    said = capsys.readouterr().out
+    assert f"error [missing-column] no column {labels.TOMO_NAME} in out/particles.star" in said
+    assert "1 error," in said
+
+
+@pytest.mark.parametrize("words", [PACKED, ["--hdf5"]], ids=["alone", "beside MRC files"])
 @pytest.mark.parametrize("named", [True, False], ids=["named", "nameless"])
 def test_table_of_another_program_is_verified(
     words: list[str], named: bool, case: ProjectCopy, capsys: pytest.CaptureFixture[str]

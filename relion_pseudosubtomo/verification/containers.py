@@ -46,9 +46,12 @@ def check_containers(results: Results, findings: Findings) -> None:
     """
     from relion_pseudosubtomo.io import hdf5  # most directories have none
 
+    owners = results.particles.columns.get(labels.TOMO_NAME)
+    if owners is None:  # which is told with the particle set
+        return
     is_inside = np.array([results.is_inside(path) for path in results.images])
     names = np.asarray(results.names, dtype=object)[is_inside]
-    tomograms = results.particles.columns[labels.TOMO_NAME][is_inside]
+    tomograms = owners[is_inside]
     folder = Path(results.request.directory)
     missing = []
     for tomogram in dict.fromkeys(tomograms):
