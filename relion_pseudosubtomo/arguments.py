@@ -172,7 +172,7 @@ _DIRECTORY_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "--t": _file("tomograms", "tomogram set (that of DIR/optimisation_set.star)"),
         "--mot": _file("trajectories", "trajectory set (the same); None: use none"),
-        "--max_dose": _number(float, None, "that of the extraction, for RELION's directories"),
+        "--max_dose": _number(float, None, "that of the extraction, where no records in DIR tell"),
         "--deep": _flag("read all values: finite, not constant, weights not negative"),
         "--repair": _flag("write DIR/particles_repaired.star, rlnTomoVisibleFrames computed anew"),
     },

@@ -127,8 +127,8 @@ ADVICE: dict[str, str] = {
     "anew.",
     "result-unchecked": "Restore these images, or start where they are, to check and repair which "
     "frames are visible; a refinement does not need them.",
-    "result-repair": "Nothing was written; give --max_dose as in the extraction, and its tomogram "
-    "set.",
+    "result-repair": "Nothing was written; give the tomogram set of the extraction, and its "
+    "--max_dose for images without completion records here.",
     "result-record": "Continue the extraction with --only_do_unfinished.",
     "result-changed": "The files were touched after the extraction: read them with --deep, or "
     "extract again.",

@@ -795,6 +795,53 @@ def test_symmetry_expanded_set_in_containers(
         assert "row 2, 8," in found["result-slices"]
 
 
+def join(directory: str) -> None:
+    """Write joined.star: the rows of out/ and of another directory, whose groups follow on."""
+    added = read_star(f"{directory}/particles.star", Findings())
+    assert added is not None
+    groups = {str(i + 1): str(i + 101) for i in range(2)}
+
+    def add(name: str, columns: Columns) -> None:
+        more = dict(added.tables[name].columns)
+        more[labels.OPTICS_GROUP] = np.array(
+            [groups[group] for group in more[labels.OPTICS_GROUP]], dtype=object
+        )
+        columns.update({k: np.concatenate([v, more[k]]) for k, v in columns.items()})
+
+    change_table("particles", lambda c: add("particles", c), to="joined.star")
+    change_table("optics", lambda c: add("optics", c), path="joined.star")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--crop", "48", "--bin", "1"], ["--crop", "16"], ["--max_dose", "12"], ["--float16"]],
+    ids=" ".join,
+)
+def test_joined_stacks(
+    words: list[str], project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Box, binning and dose of a row are those of its own job; unknown ones can be given."""
+    project("basic_2d")
+    assert main([*INPUT, *BOX, "--only_tomogram", "TS_01", "--stack2d"]) == 0
+    other = [*INPUT, *BOX, "--only_tomogram", "TS_03", "--stack2d", *words]
+    other[other.index("out")] = "other"
+    assert main(other) == 0
+    join("other")
+    joined = ("--particles", "joined.star")
+    assert verify(capsys, *joined) == (0, {})
+    original = Path("joined.star").read_text()
+    last = set_value(FLAGS, -1, "None")
+    change_table("particles", last, path="joined.star")
+    dose = ["--max_dose", "12"] if "--max_dose" in words else []
+    status, found = verify(capsys, *joined, "--repair", *dose)
+    assert (status, set(found)) == (0, {"result-visible"})
+    repaired = Path("out/particles_repaired.star").read_text()
+    flags = [parse(text)["particles"].columns[FLAGS].tolist() for text in (original, repaired)]
+    assert flags[0] == flags[1]
+    if dose:
+        assert "result-repair" in verify(capsys, *joined, "--repair")[1]
+
+
 @pytest.mark.parametrize("words", [["--hdf5"], ["--ctf"]], ids=" ".join)
 def test_joined_sets(
     words: list[str], project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
@@ -805,17 +852,7 @@ def test_joined_sets(
     other = [*INPUT, *BOX, "--only_tomogram", "TS_03", "--float16"]
     other[other.index("out")] = "other"
     assert main(other) == 0
-    added = read_star("other/particles.star", Findings())
-    assert added is not None
-
-    def join(columns: Columns) -> None:
-        more = added.tables["particles"].columns
-        more["rlnOpticsGroup"] = columns["rlnOpticsGroup"][:1].repeat(
-            added.tables["particles"].n_rows
-        )
-        columns.update({k: np.concatenate([v, more[k]]) for k, v in columns.items()})
-
-    change_table("particles", join, to="joined.star")
+    join("other")
     assert verify(capsys, "--particles", "joined.star", "--deep") == (0, {})
     next(Path("other/Subtomograms").rglob("*_data.mrc")).unlink()
     next(Path("out/.completed").glob("*/*.json")).unlink()

@@ -59,7 +59,7 @@ class Request:
     particles, tomograms, trajectories : str or None
         Other files than the directory's.
     max_dose : float or None
-        That of the extraction, for a directory that does not tell.
+        That of the extraction, for images of which no completion record tells.
     deep, repair : bool
         Whether to read all values; whether to write particles_repaired.star.
     """
@@ -100,9 +100,9 @@ class Results:
         2D stacks.
     optics_row : ndarray, shape (n,), int64
         Row of each particle's optics group; -1 where it has none.
-    image_size, pixel_size : ndarray, shape (n,), float64
-        n in pixels and the binned pixel size in Angstrom that each particle's optics group tells;
-        NaN where it does not.
+    image_size, binning, pixel_size : ndarray, shape (n,), float64
+        n in pixels, binning, and the binned pixel size in Angstrom that each particle's optics
+        group tells; NaN where it does not.
     images : list of str
         rlnImageName.
     tomogram_set : TomogramSet or None
@@ -119,6 +119,7 @@ class Results:
     is_stack: bool
     optics_row: NDArray[np.int64]
     image_size: Floats
+    binning: Floats
     pixel_size: Floats
     images: list[str]
     tomogram_set: TomogramSet | None
@@ -195,10 +196,21 @@ def read_results(request: Request, findings: Findings) -> Results | None:
     if options.stack2d != is_stack:
         _report_layout(table, options, findings)
     sets = _read_sets(request, table, entries, options, findings)
-    image_size, pixel_size = optics.take(labels.IMAGE_SIZE), optics.take(labels.IMAGE_PIXEL_SIZE)
+    sizes = (labels.IMAGE_SIZE, labels.SUBTOMOGRAM_BINNING, labels.IMAGE_PIXEL_SIZE)
+    size, binning, pixel_size = map(optics.take, sizes)
     is_recorded = recorded is not None
     return Results(
-        request, table, options, is_recorded, is_stack, rows, image_size, pixel_size, images, *sets
+        request,
+        table,
+        options,
+        is_recorded,
+        is_stack,
+        rows,
+        size,
+        binning,
+        pixel_size,
+        images,
+        *sets,
     )
 
 

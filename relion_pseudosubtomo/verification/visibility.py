@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from relion_pseudosubtomo.findings import Findings, counted, list_first
 from relion_pseudosubtomo.io.mrc_validation import MrcFile
 from relion_pseudosubtomo.io.star import StarTable, list_table, read_star, write_star
 from relion_pseudosubtomo.merge import text_column, vector_text
-from relion_pseudosubtomo.options import ALL_TILTS
+from relion_pseudosubtomo.options import ALL_TILTS, JobOptions
 from relion_pseudosubtomo.placement import place_particles
 from relion_pseudosubtomo.plan import usable_frames
 from relion_pseudosubtomo.verification.results import Results
@@ -61,24 +62,45 @@ def compute_geometry(results: Results) -> Geometry:
     tomogram_set, particle_set = results.tomogram_set, results.particle_set
     if tomogram_set is None or particle_set is None:
         return geometry
-    options = replace(results.options, dont_apply_offsets=True, apply_orientations=False)
-    radius = options.binning * options.crop / 2
+    parts = list(_split_rows(results))
     for index, tomogram in enumerate(tomogram_set.tomograms):
-        rows = np.flatnonzero(particle_set.tomogram == index)
-        if len(rows) == 0 or tomogram.n_frames == 0:
+        present = particle_set.tomogram == index
+        if tomogram.n_frames == 0 or not present.any():
             continue
         if tomogram.name in tomogram_set.failed:
             geometry.unknown[tomogram.name] = tomogram_set.failed[tomogram.name]
             continue
-        moving = results.trajectories
-        shifts = None if moving is None else moving.stack(rows)
-        points = place_particles(options, tomogram, particle_set, shifts, rows).image_point
-        size, usable = tomogram.image_size_xy, usable_frames(options, tomogram)
-        surely = is_inside_image(points, size, radius + _ROUNDING) & usable
-        perhaps = is_inside_image(points, size, radius - _ROUNDING) & usable
-        geometry.surely.update(zip(rows.tolist(), surely, strict=True))
-        geometry.perhaps.update(zip(rows.tolist(), perhaps, strict=True))
+        for options, chosen in parts:
+            rows = np.flatnonzero(present & chosen)
+            if len(rows) == 0:
+                continue
+            shifts = None if results.trajectories is None else results.trajectories.stack(rows)
+            points = place_particles(options, tomogram, particle_set, shifts, rows).image_point
+            size, usable = tomogram.image_size_xy, usable_frames(options, tomogram)
+            radius = options.binning * options.crop / 2
+            surely = is_inside_image(points, size, radius + _ROUNDING) & usable
+            perhaps = is_inside_image(points, size, radius - _ROUNDING) & usable
+            geometry.surely.update(zip(rows.tolist(), surely, strict=True))
+            geometry.perhaps.update(zip(rows.tolist(), perhaps, strict=True))
     return geometry
+
+
+def _split_rows(results: Results) -> Iterator[tuple[JobOptions, Flags]]:
+    """Yield options, as far as they are known, and the rows that were extracted with them.
+
+    The recorded ones tell of images in the directory alone; data_optics of others tells the box.
+    """
+    options = replace(results.options, dont_apply_offsets=True, apply_orientations=False)
+    own = results.own_rows
+    if own.any():
+        yield options, own
+    dose = results.request.max_dose
+    others = replace(options, max_dose=-1.0 if dose is None else dose, common_tilts=None)
+    boxes = np.column_stack([results.image_size, results.binning])
+    boxes[own] = np.nan
+    for box in np.unique(boxes[np.isfinite(boxes).all(axis=1)], axis=0):
+        crop, binning = box.tolist()
+        yield replace(others, crop=int(crop), binning=binning), (boxes == box).all(axis=1)
 
 
 @dataclass
@@ -210,14 +232,14 @@ def _find_misplaced(
     results: Results, flags: list[Flags | None], geometry: Geometry
 ) -> dict[int, str]:
     """Return rows with a visible frame that cannot be, or without one that has to be."""
-    knows_dose = results.is_recorded or results.request.max_dose is not None
+    knows_dose = results.own_rows | (results.request.max_dose is not None)
     wrong = {}
     for row, surely in geometry.surely.items():
         values, perhaps = flags[row], geometry.perhaps[row]
         if values is None or len(values) != len(surely):
             continue
         bad = values & ~perhaps
-        if knows_dose:
+        if knows_dose[row]:
             bad |= surely & ~values
         if bad.any():
             wrong[row] = f"frames {list_first(np.flatnonzero(bad) + 1, _SHOWN)}"
