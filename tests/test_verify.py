@@ -746,6 +746,37 @@ def test_table_of_another_program(
     assert "result-slices" in found
 
 
+def test_frames_of_another_program(
+    spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many others of a particle that has not moved are wrong; of one that has they may be so."""
+    spoilt("2d")
+    changed = ("--particles", "changed.star")
+    change_table("particles", move_flag, to="changed.star")
+    x = labels.CENTERED_COORDINATE_XYZ[0]
+    value = parse(Path("changed.star").read_text())["particles"].columns[x][3]
+    change_table("particles", set_value(x, 3, f"{float(value):.3f}"), path="changed.star")
+    status, found = verify(capsys, *changed)
+    assert (status, list(found)) == (1, ["result-geometry"])
+    assert found["result-geometry"].startswith("error [result-geometry] ")
+    assert ", row 4, " in found["result-geometry"]
+    assert verify(capsys, *changed, "--repair")[0] == 0
+    original, repaired = (
+        parse(Path(f"out/particles{end}.star").read_text())["particles"].columns[FLAGS].tolist()
+        for end in ("", "_repaired")
+    )
+    assert original == repaired
+    for change, more in (
+        (set_value(x, 3, f"{float(value) + 1:.3f}"), ()),
+        (set_value(x, 3, value), ("--t", "tomograms.star")),
+        (drop(labels.PARTICLE_NAME), ("--mot", "None")),
+    ):
+        change_table("particles", change, path="changed.star")
+        status, found = verify(capsys, *changed, *more)
+        assert (status, list(found)) == (0, ["result-geometry"])
+        assert found["result-geometry"].startswith("warning [result-geometry] ")
+
+
 def test_refined_positions_do_not_matter(
     spoilt: Callable[[str], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +14,24 @@ from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.core.geometry import is_inside_image
 from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, counted, list_first
+from relion_pseudosubtomo.io.columns import has_columns, triples
 from relion_pseudosubtomo.io.mrc_validation import MrcFile
+from relion_pseudosubtomo.io.particles import read_particle_table
 from relion_pseudosubtomo.io.star import StarTable, list_table, read_star, write_star
 from relion_pseudosubtomo.merge import text_column, vector_text
 from relion_pseudosubtomo.options import ALL_TILTS, JobOptions
 from relion_pseudosubtomo.placement import place_particles
 from relion_pseudosubtomo.plan import usable_frames
-from relion_pseudosubtomo.verification.results import Results
+from relion_pseudosubtomo.verification.results import PARTICLES, Results
 
 Flags = NDArray[np.bool_]
 
 REPAIRED = "particles_repaired.star"
 
 _GENERAL = "general"
+
+#: Angstrom by which coordinates differ that another program wrote with fewer digits.
+_UNMOVED = 0.01
 
 #: Pixels by which a projected position may have moved through rounding in the tables.
 _ROUNDING = 0.01
@@ -161,6 +167,10 @@ def check_visibility(
     lost = [row for row, values in enumerate(flags) if values is None]
     shown = list_first((repr(column[row][:40]) for row in lost), _SHOWN)
     _report(results, findings, "result-visible", lost, shown)
+    misplaced = _find_misplaced(results, flags, geometry)
+    # a table that another program changed may hold other coordinates on purpose
+    unmoved = _find_unmoved(results, list(misplaced))
+    doubtful = {row: why for row, why in misplaced.items() if row not in unmoved}
     wrong = {
         "result-frames": _find_wrong_lengths(results, flags),
         "result-slices": {
@@ -168,15 +178,13 @@ def check_visibility(
             for row, (values, n) in enumerate(zip(flags, slices, strict=True))
             if values is not None and n is not None and values.sum() != n
         },
-        "result-geometry": _find_misplaced(results, flags, geometry),
+        "result-geometry": {row: why for row, why in misplaced.items() if row in unmoved},
     }
     for code, rows in wrong.items():
         _report(results, findings, code, rows, list_first(rows.values(), _SHOWN))
-    # a table that another program changed may hold other coordinates on purpose
-    serious = [*lost, *wrong["result-frames"], *wrong["result-slices"]]
-    if results.request.is_own_table:
-        serious += wrong["result-geometry"]
-    return Visibility(flags, sorted(set(serious)))
+    shown = list_first(doubtful.values(), _SHOWN)
+    _report(results, findings, "result-geometry", doubtful, shown, is_doubtful=True)
+    return Visibility(flags, sorted({*lost, *chain.from_iterable(wrong.values())}))
 
 
 def _describe_unknown(done: str, names: list[str], geometry: Geometry) -> str:
@@ -199,12 +207,17 @@ _WHAT = {
 
 
 def _report(
-    results: Results, findings: Findings, code: str, rows: range | list[int] | dict, found: str
+    results: Results,
+    findings: Findings,
+    code: str,
+    rows: range | list[int] | dict,
+    found: str,
+    *,
+    is_doubtful: bool = False,
 ) -> None:
     if not rows:
         return
-    is_warning = code == "result-geometry" and not results.request.is_own_table
-    add = findings.warning if is_warning else findings.error
+    add = findings.warning if is_doubtful else findings.error
     add(
         code,
         _WHAT[code],
@@ -244,6 +257,28 @@ def _find_misplaced(
         if bad.any():
             wrong[row] = f"frames {list_first(np.flatnonzero(bad) + 1, _SHOWN)}"
     return wrong
+
+
+def _find_unmoved(results: Results, rows: list[int]) -> set[int]:
+    """Return which rows are where the extraction had them, so that it saw them in the same frames.
+
+    None is taken for that where the frames may have moved instead.
+    """
+    request, needed = results.request, (labels.IMAGE_NAME, *labels.CENTERED_COORDINATE_XYZ)
+    if request.is_own_table:
+        return set(rows)
+    if not rows or request.tomograms is not None or request.trajectories is not None:
+        return set()
+    own = read_particle_table(os.path.join(request.directory, PARTICLES), Findings())
+    if own is None or not all(has_columns(t, needed) for t in (own.particles, results.particles)):
+        return set()
+    then, now = (
+        triples(table, labels.CENTERED_COORDINATE_XYZ, Findings())
+        for table in (own.particles, results.particles)
+    )
+    places = {name: place for place, name in enumerate(own.particles.columns[labels.IMAGE_NAME])}
+    known = ((row, places[image]) for row in rows if (image := results.images[row]) in places)
+    return {row for row, place in known if (np.abs(now[row] - then[place]) < _UNMOVED).all()}
 
 
 def write_repaired(
