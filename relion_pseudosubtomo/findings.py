@@ -18,8 +18,7 @@ ADVICE: dict[str, str] = {
     "option-combination": "Leave out one of the two.",
     "missing-package": "Install it: pip install 'relion_pseudosubtomo[report]'.",
     "odd-window": "An even --b times --bin agrees with RELION's own images.",
-    "fractional-window": "Use one of the box sizes named, or --exact_centre, for exact scale and "
-    "centre.",
+    "fractional-window": "Use a box size named, or --exact_centre for exact scale and centre.",
     "missing-input": "Give --i, or both --p and --t.",
     "only-tomogram": "Give the name as it stands in the tomogram set.",
     "output-directory": "Give another --o, or make that directory writable.",

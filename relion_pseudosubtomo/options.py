@@ -15,6 +15,13 @@ _MOST_PREBIN = 16
 #: Less than this from a whole number of pixels is one.
 _WHOLE_NUMBER = 1e-6
 
+#: Unbinned pixels by which a window may differ from b s without a word: what is left of centre and
+#: scale would be shown as none.
+_NEGLIGIBLE = 1e-3
+
+#: Box sizes that differ by so much at most are near.
+_NEAR = 32
+
 #: Dialects of `--for`, and whether each reads 2D stacks; else it reads 3D pseudo-subtomograms.
 DIALECTS = {"relion4": False, "tomodrgn": True, "cryodrgn": True}
 
@@ -399,38 +406,64 @@ def _check_average(options: JobOptions, findings: Findings) -> None:
 def _check_window(options: JobOptions, findings: Findings) -> None:
     if options.real_subtomo or options.exact_centre:
         return
-    exact = options.binning * options.box
-    if options.window % 2:
+    exact, window = options.binning * options.box, options.window
+    what = f"--b {options.box} at --bin {options.binning:g} is"
+    is_odd, is_whole = window % 2 == 1, abs(window - exact) < _NEGLIGIBLE
+    if is_odd:
         findings.warning(
             "odd-window",
-            f"--b {options.box} at --bin {options.binning:g} is a window of {options.window} "
-            "unbinned pixels, an odd number: RELION's own images are displaced and distorted "
-            "there, these are not, so the two differ",
+            f"{what} a window of {window} unbinned pixels, an odd number: RELION's own images are "
+            "displaced and distorted there, these are not, so the two differ"
+            + (_suggest_boxes(options) if is_whole else ""),
         )
+    if is_whole:
         return
-    if not options.has_fractional_window:
-        return
-    good = [str(box) for box in nearest_whole_boxes(options.box, options.binning)]
+    size = f"particles appear at {exact / window:.4f} of their size"
+    off_centre = abs(window / (2 * options.binning) - options.box / 2)
     findings.warning(
         "fractional-window",
-        f"--b {options.box} at --bin {options.binning:g} is {exact:g} unbinned pixels, cut as "
-        f"{options.window}: as in RELION particles appear at {exact / options.window:.4f} of their "
-        "size "
-        f"and {abs(options.window / (2 * options.binning) - options.box / 2):.3f} binned pixels "
-        "off centre" + (f"; box sizes without this: {', '.join(good)}" if good else ""),
+        f"{what} {exact:.7g} unbinned pixels, cut as {window}: "
+        + (size if is_odd else f"as in RELION {size} and {off_centre:.3f} binned pixels off centre")
+        + _suggest_boxes(options),
     )
 
 
-def nearest_whole_boxes(box: int, binning: float, reach: int = 200) -> list[int]:
+def _suggest_boxes(options: JobOptions) -> str:
+    """Return the end of a message that names box sizes with a whole and even window."""
+    box, binning, least = options.box, options.binning, options.crop
+    good = _nearest_whole_boxes(box, binning, least)
+    text = f"; box sizes without this: {', '.join(map(str, good))}" if good else ""
+    if any(abs(size - box) <= _NEAR for size in good):
+        return text
+    best = _best_near_box(box, binning, least)
+    if best == box:
+        return f"{text}; no box size near it does better"
+    rest = _distance_from_even(best * binning)
+    return f"{text}; the best near it is {best}, {rest:.3f} unbinned pixels from an even window"
+
+
+def _nearest_whole_boxes(box: int, binning: float, least: int, reach: int = 200) -> list[int]:
     """Return the even box sizes next to `box`, one below and one above, with b s an even number."""
 
     def fits(size: int) -> bool:
-        exact = size * binning
-        return abs(exact - 2 * round(exact / 2)) < _WHOLE_NUMBER
+        return _distance_from_even(size * binning) < _NEGLIGIBLE
 
-    below = next((s for s in range(box - 2, max(0, box - reach), -2) if fits(s)), None)
+    below = next((s for s in range(box - 2, max(least - 1, box - reach), -2) if fits(s)), None)
     above = next((s for s in range(box + 2, box + reach, 2) if fits(s)), None)
     return [size for size in (below, above) if size is not None]
+
+
+def _best_near_box(box: int, binning: float, least: int) -> int:
+    """Return the even box size near `box` whose b s is closest to an even number."""
+
+    def judge(size: int) -> tuple[float, int]:
+        return round(_distance_from_even(size * binning), 3), abs(size - box)
+
+    return min(range(max(least, box - _NEAR), box + _NEAR + 1, 2), key=judge)
+
+
+def _distance_from_even(number: float) -> float:
+    return abs(number - 2 * round(number / 2))
 
 
 def real_box_size(crop: int, binning: float, tomogram_binning: float) -> int:
