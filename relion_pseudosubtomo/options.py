@@ -22,6 +22,9 @@ _NEGLIGIBLE = 1e-3
 #: Box sizes that differ by so much at most are near.
 _NEAR = 32
 
+#: Pixels along an axis that the header of an MRC file can tell.
+_LARGEST_IMAGE = 2**31 - 1
+
 #: Dialects of `--for`, and whether each reads 2D stacks; else it reads 3D pseudo-subtomograms.
 DIALECTS = {"relion4": False, "tomodrgn": True, "cryodrgn": True}
 
@@ -139,6 +142,11 @@ class JobOptions:
     def window(self) -> int:
         """Box in unbinned pixels, `s0` (spec 2)."""
         return math.floor(self.binning * self.box + 0.5)
+
+    @property
+    def is_window_possible(self) -> bool:
+        """Whether an image could be as large as the window; else `window` may be no number."""
+        return abs(self.box) <= _LARGEST_IMAGE and abs(self.binning * self.box) <= _LARGEST_IMAGE
 
     @property
     def has_fractional_window(self) -> bool:
@@ -284,6 +292,13 @@ def _check_numbers(options: JobOptions, findings: Findings) -> None:
             findings.error(
                 "bad-option", name, expected=f"a number of at least {lowest:g}", found=value
             )
+    if math.isfinite(options.binning) and not options.is_window_possible:
+        findings.error(
+            "bad-option",
+            "--b, times --bin",
+            expected=f"at most {_LARGEST_IMAGE} unbinned pixels",
+            found=f"{options.box} times {options.binning:g}",
+        )
     if not 0 < options.cone_angle <= 180:
         findings.error(
             "bad-option", "--cone_angle", expected="degrees in (0, 180]", found=options.cone_angle

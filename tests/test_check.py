@@ -242,6 +242,7 @@ BAD = [
     error("bad-box", nothing, "--b", "found 41", arguments=("--b", "41")),
     error("bad-box", nothing, "--crop", "at most --b (40)", arguments=("--crop", "60")),
     error("bad-option", nothing, "--bin", "at least 1", arguments=("--bin", "0.5")),
+    error("bad-option", nothing, "100 times 1e+308", arguments=("--bin", "1e308", "--b", "100")),
     error("option-combination", nothing, "--sum", arguments=("--stack2d", "--sum")),
     error(
         "option-combination",

@@ -1,4 +1,4 @@
-"""Options that need a word: windows that are odd, or no whole number of pixels."""
+"""Options that need a word: windows that are odd or no whole number of pixels, and huge ones."""
 
 from __future__ import annotations
 
@@ -75,3 +75,12 @@ def test_boxes_that_are_far_away_are_not_the_only_ones() -> None:
     found = messages(48, 1.234567, crop=32)["fractional-window"]
     assert "without this: 162; the best near it is 34, 0.025 unbinned pixels from" in found
     assert messages(1000, 1.0005)["odd-window"]
+
+
+@pytest.mark.parametrize(
+    ("box", "binning"),
+    [(100, 1e308), (100, 1.7e308), (2**31, 1.0), (2, 2.0**31), pytest.param(10**400, 1.0, id="b")],
+)
+def test_windows_that_no_image_can_have(box: int, binning: float) -> None:
+    """An error, and no number too large to compute with."""
+    assert "expected at most 2147483647 unbinned pixels" in messages(box, binning)["bad-option"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -93,7 +92,7 @@ class _Reader:
         self.options = options
         self.findings = findings
         self.tilt_files: dict[str, StarFile | None] = {}
-        self.least_size = options.window if math.isfinite(options.binning) else 0
+        self.least_size = options.window if options.is_window_possible else 0
         self.volumes: dict[int, tuple[str, ...]] = {}
         self.binning: Floats | None = None
         self.failed: dict[str, str] = {}
