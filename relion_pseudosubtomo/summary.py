@@ -79,6 +79,11 @@ def _describe_coordinates(where: ProjectedPositions) -> str:
             "The coordinates look not centred: they seem to be measured from the tomogram's "
             "corner, but rlnCenteredCoordinateX/Y/ZAngst count from its centre."
         )
+    if np.all(high < 0.6) and np.any(low < -0.02):
+        return (
+            "The coordinates look off centre: they seem to be measured from the tomogram's centre, "
+            "but rlnCoordinateX/Y/Z count from its corner."
+        )
     if np.all(spread > 1.1):
         return (
             "The coordinates spread over more than the tomogram: they look scaled, by a wrong "

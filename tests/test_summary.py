@@ -91,6 +91,13 @@ def test_coordinates_from_the_corner_read_as_centred() -> None:
     assert "look not centred" in diagnosis(true_positions() + SIZE / 2)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_coordinates_from_the_centre_read_as_from_the_corner(share: float) -> None:
+    """The mirror of that, also where particles fill a part of the tomogram only: not binned."""
+    text = diagnosis(share * (true_positions() - SIZE / 2))
+    assert "from the tomogram's centre, but rlnCoordinateX/Y/Z count from its corner" in text
+
+
 @pytest.mark.parametrize("binning", [4, 8])
 def test_binned_coordinates(binning: int) -> None:
     """They fill one corner."""
