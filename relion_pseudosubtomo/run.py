@@ -209,14 +209,19 @@ def _write_for_report(
 
 
 def _make_report(options: JobOptions) -> None:
-    """Make the page; the results are good without it."""
-    from relion_pseudosubtomo.report.page import make_report  # its packages are an extra
-
+    """Make the page; the results are good without it, whatever goes wrong."""
     try:
+        from relion_pseudosubtomo.report.page import make_report  # its packages are an extra
+
         logger.info("Wrote %s", make_report(options.output))
-    except (PseudoSubtomoError, OSError) as error:
-        logger.warning(
-            "No report: %s. Make it with relion_pseudosubtomo report %s", error, options.output
+    except Exception as error:
+        is_clear = isinstance(error, (PseudoSubtomoError, OSError))
+        logger.error(
+            "The results are whole, but the report was not made: %s. Try it again with "
+            "relion_pseudosubtomo report %s",
+            error if is_clear else f"{type(error).__name__}: {error}",
+            options.output,
+            exc_info=options.debug,
         )
 
 

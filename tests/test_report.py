@@ -441,6 +441,62 @@ def test_page_without_images(project: ProjectCopy) -> None:
     assert "img" not in Page().counts
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ValueError("a bug"), "ValueError: a bug"), (OSError("disk went away"), "disk went away")],
+)
+def test_a_page_that_fails_leaves_the_results(
+    project: ProjectCopy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    said: str,
+) -> None:
+    """The run is done, for RELION too; what to do is said, without a traceback."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("relion_pseudosubtomo.report.page.read_contents", fail)
+        run(*BOX_2D, "--report", "--pipeline_control", "out/")
+    message = capsys.readouterr().err
+    assert f"ERROR: The results are whole, but the report was not made: {said}. Try" in message
+    assert "relion_pseudosubtomo report out" in message
+    assert "Traceback" not in message
+    assert Path("out/RELION_JOB_EXIT_SUCCESS").exists()
+    assert not Path("out/RELION_JOB_EXIT_FAILURE").exists()
+    assert not REPORT.exists()
+    assert main(["report", "out"]) == 0
+
+
+@pytest.mark.parametrize("label", ["rlnTomoName", "rlnPseudoSubtomoDropReason"])
+def test_dropped_table_without_a_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str
+) -> None:
+    """The page says so, and shows the rest."""
+    start_in(tmp_path, DROPPING, monkeypatch)
+    run(*read_case(REFERENCE / DROPPING).words)
+    table = Path("out/dropped.star")
+    table.write_text(table.read_text().replace(f"_{label} ", "_rlnOther "))
+    assert main(["report", "out"]) == 0
+    assert f"dropped.star has no {label}: dropped particles do not count" in Page().text
+    table.unlink()
+    assert main(["report", "out"]) == 0
+    assert "dropped.star is missing" in Page().text
+
+
+def test_optics_table_without_rows(project: ProjectCopy) -> None:
+    """As without that table."""
+    run(*BOX_2D)
+    table = Path("out/particles.star")
+    head, optics, rest = re.split(r"(?=data_optics|data_particles)", table.read_text())
+    lines = [line for line in optics.split("\n") if not line[:1].isdigit()]
+    table.write_text("".join([head, "\n".join(lines), rest]))
+    assert main(["report", "out"]) == 0
+    assert Page().counts["h1"] == 1
+
+
 def test_number_of_tomograms_with_pictures(project: ProjectCopy) -> None:
     run(*BOX_2D, "--report")
     assert main(["report", "out", "--tomograms", "1"]) == 0

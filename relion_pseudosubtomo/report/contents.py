@@ -180,8 +180,8 @@ def read_contents(directory: str, n_shown: int) -> Contents:
     star = _read_table(Path(directory, "particles.star"))
     assert star is not None
     tables = star.tables
-    optics = {k: v[0] for k, v in tables["optics"].columns.items()} if "optics" in tables else {}
-    tomograms = _list_tomograms(directory, star)
+    optics = tables["optics"].first_row() if "optics" in tables else {}
+    tomograms, missing = _list_tomograms(directory, star)
     store = ReportStore(directory)
     drawable = [t for t in tomograms.values() if t.names or store.read_tilts(t.name) is not None]
     for tomogram in choose_shown(drawable, n_shown):
@@ -204,6 +204,7 @@ def read_contents(directory: str, n_shown: int) -> Contents:
         note=_read_text(Path(directory, "note.txt")),
         average=_read_average(directory),
         n_drawable=len(drawable),
+        missing=missing,
     )
     _say_what_is_missing(contents)
     _read_examples(contents)
@@ -253,8 +254,10 @@ def _read_summary(directory: str) -> dict[str, Any]:
     return summary if isinstance(summary, dict) else {}
 
 
-def _list_tomograms(directory: str, star: StarFile) -> dict[str, TomogramContents]:
-    """Return all tomograms of particles.star and dropped.star by name."""
+def _list_tomograms(
+    directory: str, star: StarFile
+) -> tuple[dict[str, TomogramContents], list[str]]:
+    """Return all tomograms of particles.star and dropped.star by name, and what cannot be told."""
     columns = star.tables["particles"].columns
     if labels.TOMO_NAME not in columns:
         raise InputError(
@@ -269,14 +272,24 @@ def _list_tomograms(directory: str, star: StarFile) -> dict[str, TomogramContent
         tomogram = tomograms.setdefault(name, TomogramContents(name))
         tomogram.names.append(particle)
         tomogram.images.append(image)
+    return tomograms, _count_dropped(directory, tomograms)
+
+
+def _count_dropped(directory: str, tomograms: dict[str, TomogramContents]) -> list[str]:
+    """Add the particles of dropped.star to their tomograms; return what it does not tell."""
     dropped = _read_table(Path(directory, "dropped.star"), needed=False)
-    if dropped is not None and "particles" in dropped.tables:
-        rows = dropped.tables["particles"].columns
-        for name, reason in zip(
-            rows.get(labels.TOMO_NAME, ()), rows.get(labels.DROP_REASON, ()), strict=True
-        ):
-            tomograms.setdefault(name, TomogramContents(name)).dropped[reason] += 1
-    return tomograms
+    if dropped is None:
+        return ["dropped.star is missing or cannot be read: dropped particles are not counted."]
+    table = dropped.tables.get("particles")
+    if table is None or not table.n_rows:
+        return []
+    wanted = (labels.TOMO_NAME, labels.DROP_REASON)
+    lacking = [label for label in wanted if label not in table.columns]
+    if lacking:
+        return [f"dropped.star has no {' and no '.join(lacking)}: dropped particles do not count."]
+    for name, reason in zip(*(table.columns[label] for label in wanted), strict=True):
+        tomograms.setdefault(name, TomogramContents(name)).dropped[reason] += 1
+    return []
 
 
 def _add_collected(
