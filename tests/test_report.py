@@ -220,6 +220,67 @@ def test_collected_pictures_are_those_of_the_images(
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * expected.std())
 
 
+def test_pictures_with_bad_pixels_are_left_out_and_counted(
+    project: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One such pixel takes away neither the mean of the others nor their spectrum."""
+    run(*BOX_2D, "--report")
+    n_lines = REPORT.read_text().count('class="faint"')
+    add = collect.Collector.add
+
+    def spoil_first(self, i, particle):  # type: ignore[no-untyped-def]
+        if i == 0:
+            particle = particle.copy()
+            particle[:, 3, 4] = np.nan
+        add(self, i, particle)
+
+    monkeypatch.setattr(collect.Collector, "add", spoil_first)
+    run(*BOX_2D, "--report", "--overwrite")
+    for tomogram in read_contents("out", 30).tomograms:
+        (piece,) = tomogram.pieces
+        assert (piece.n_summed, piece.n_not_finite) == (len(tomogram.names) - 1, 1)
+        assert np.ptp(piece.picture_sum) > 0
+        assert np.isfinite(piece.power_sum).all()
+    assert "2 particles with pixels that are NaN or infinite: left out of means" in Page().text
+    assert "; 1 with NaN or infinite pixels left out" in Page().text
+    assert REPORT.read_text().count('class="faint"') == n_lines > 0
+
+
+def test_tomogram_whose_pictures_are_all_bad(
+    project: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no mean and no spectrum; what it has is collected all the same."""
+    add = collect.Collector.add
+    monkeypatch.setattr(collect.Collector, "add", lambda self, i, p: add(self, i, p + np.nan))
+    run(*BOX_2D, "--report")
+    assert "Mean of 0 particles" in Page().text
+    assert "Power spectrum" not in Page().text
+    assert "Nothing was collected" not in Page().text
+
+
+def test_bad_pixels_in_written_images(project: ProjectCopy) -> None:
+    """Where no worker has collected."""
+    run(*BOX_2D)
+    with mrcfile.mmap(table_of("particles.star")["rlnImageName"][0], "r+") as file:
+        file.data[:] = np.inf
+    assert main(["report", "out"]) == 0
+    assert "1 particle with pixels that are NaN or infinite" in Page().text
+    first, *others = read_contents("out", 30).tomograms
+    assert np.isfinite(first.pieces[0].picture_sum).all()
+    assert first.pieces[0].n_summed == len(first.names) - 1
+    assert [tomogram.pieces[0].n_not_finite for tomogram in others] == [0]
+
+
+def test_pieces_of_a_former_version_are_read(project: ProjectCopy) -> None:
+    """They do not tell how many pictures were left out."""
+    run(*BOX_2D, "--report")
+    for path in Path("out/.report").rglob("*-*.npz"):
+        with np.load(path) as arrays:
+            kept = {name: arrays[name] for name in arrays.files if name != "n_not_finite"}
+        np.savez(path, **kept)
+    assert read_contents("out", 30).missing == []
+
+
 def test_stacks_show_their_least_exposed_image(project: ProjectCopy) -> None:
     """By dose, wherever in the stack that is."""
     for name in ("TS_01", "TS_03"):
@@ -249,6 +310,38 @@ def test_power_is_that_of_a_plain_transform() -> None:
     power = np.abs(np.fft.fft2(image)) ** 2 / 256
     expected = [power[shell == i].mean() for i in range(8)]
     np.testing.assert_allclose(collect.Spectrum(16).average(image), expected)
+
+
+def test_power_of_two_pixel_sizes_has_two_means() -> None:
+    """Each at its own frequencies: the larger pixels end at half of the axis."""
+    fine, coarse = np.arange(8, 0, -1.0), np.arange(80, 0, -10.0)
+    chart = figures.draw_power([(2.0, fine), (4.0, coarse), (2.0, 3 * fine)])
+    assert chart is not None
+    assert [line.role for line in chart.lines] == ["faint"] * 3 + ["main"] * 2
+    paths = [line.path for line in chart.lines]
+    assert paths[4] == paths[1]
+    ends = [float(path.split("L")[-1].split()[0]) for path in paths]
+    width = chart.right - chart.left
+    np.testing.assert_allclose(
+        (np.array(ends) - chart.left) / width * 8, [7, 3.5, 7, 7, 3.5], atol=0.02
+    )
+    assert "up to 0.25 per Angstrom, from 70 down to 2" in chart.alt
+
+
+def test_pixel_size_is_that_of_a_tomograms_optics_group(project: ProjectCopy) -> None:
+    """In the head of the page, and for its power spectrum."""
+    run(*BOX_2D, "--report")
+    assert read_contents("out", 30).pixel_sizes == [5.4]
+    table = Path("out/particles.star")
+    head, last = table.read_text().rsplit("5.400000", 1)  # that of the second group
+    table.write_text(f"{head}10.80000{last}")
+    assert main(["report", "out"]) == 0
+    assert "5.4, 10.8 Å a pixel" in Page().text
+    assert "Mean of all tomograms of a pixel size" in Page().text
+    sizes = {tomogram.name: tomogram.pixel_size for tomogram in read_contents("out", 30).tomograms}
+    assert sizes == {"TS_01": 5.4, "TS_03": 10.8}
+    table.write_text(f"{head}0.000000{last}")
+    assert main(["report", "out"]) == 0
 
 
 def test_low_and_high_tilt_are_shown(project: ProjectCopy) -> None:

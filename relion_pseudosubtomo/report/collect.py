@@ -174,19 +174,24 @@ class Collector:
         self._spectrum: Spectrum | None = None
         self._sums: tuple[NDArray[np.float32], Floats] | None = None
         self._n_summed = 0
+        self._n_not_finite = 0
         self._examples: dict[int, Greys] = {}
 
     def add(self, i: int, particle: NDArray[np.float32]) -> None:
         """Add particle i of the task: a volume [z, y, x], or its images [frame, y, x]."""
         picture = particle.sum(axis=0) if self._is_3d else particle[self._slice[i]]
         spectrum = self._spectrum = self._spectrum or Spectrum(len(picture))
-        power = spectrum.average(picture)
+        is_finite = bool(np.isfinite(picture).all())  # one such pixel would blank the mean
+        power = spectrum.average(picture) if is_finite else np.zeros(len(picture) // 2)
         with self._lock:
             if self._sums is None:
                 self._sums = np.zeros_like(picture), np.zeros_like(power)
-            self._sums[0][:] += picture
-            self._sums[1][:] += power
-            self._n_summed += 1
+            if is_finite:
+                self._sums[0][:] += picture
+                self._sums[1][:] += power
+                self._n_summed += 1
+            else:
+                self._n_not_finite += 1
             if i in self._wanted:
                 self._examples[i] = to_grey(shrink(picture, EXAMPLE_PIXELS)[0])
 
@@ -208,5 +213,6 @@ class Collector:
             places=first + np.array(places, dtype=np.int64),
             examples=np.array(examples, np.uint8).reshape(len(places), side, side),
             tilts=self._tilts,
+            n_not_finite=self._n_not_finite,
         )
         store.write_piece(self._tomogram, piece)

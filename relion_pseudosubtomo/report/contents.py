@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.core.fsc import NO_RESOLUTION
 from relion_pseudosubtomo.errors import InputError
-from relion_pseudosubtomo.findings import Findings, format_findings
+from relion_pseudosubtomo.findings import Findings, counted, format_findings
 from relion_pseudosubtomo.io.mrc import read_volume
 from relion_pseudosubtomo.io.records import RecordStore
 from relion_pseudosubtomo.io.star import StarFile, read_star
@@ -45,6 +45,7 @@ _WANTED = frozenset(
         labels.PARTICLE_NAME,
         labels.IMAGE_NAME,
         labels.VISIBLE_FRAMES,
+        labels.OPTICS_GROUP,
         labels.IMAGE_PIXEL_SIZE,
         labels.IMAGE_DIMENSIONALITY,
         labels.SUBTOMOGRAM_BINNING,
@@ -63,6 +64,8 @@ class TomogramContents:
         Kept particles, in output order.
     images : list of str
         Their images.
+    pixel_size : float
+        Of its kept particles, Angstrom; NaN where the table does not tell.
     dropped : Counter
         Dropped particles by reason.
     pieces : list of Piece
@@ -80,6 +83,7 @@ class TomogramContents:
     name: str
     names: list[str] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
+    pixel_size: float = float("nan")
     dropped: Counter[str] = field(default_factory=Counter)
     pieces: list[Piece] = field(default_factory=list)
     is_collected: bool = False
@@ -119,8 +123,6 @@ class Contents:
     directory : str
     is_3d : bool
         Whether particles are volumes.
-    pixel_size : float
-        Of the particles, Angstrom; NaN where the table does not tell.
     binning : float
     tomograms : list of TomogramContents
         In output order, those that keep nothing last.
@@ -140,7 +142,6 @@ class Contents:
 
     directory: str
     is_3d: bool
-    pixel_size: float
     binning: float
     tomograms: list[TomogramContents]
     n_visible: NDArray[np.int64] | None
@@ -155,6 +156,11 @@ class Contents:
     def n_kept(self) -> int:
         """Number of kept particles."""
         return sum(len(tomogram.names) for tomogram in self.tomograms)
+
+    @property
+    def pixel_sizes(self) -> list[float]:
+        """The different pixel sizes of the particles that are known, Angstrom, smallest first."""
+        return sorted({t.pixel_size for t in self.tomograms if np.isfinite(t.pixel_size)})
 
     @property
     def dropped(self) -> Counter[str]:
@@ -195,7 +201,6 @@ def read_contents(directory: str, n_shown: int) -> Contents:
     contents = Contents(
         directory=directory,
         is_3d=is_3d,
-        pixel_size=_number(optics.get(labels.IMAGE_PIXEL_SIZE)),
         binning=_number(optics.get(labels.SUBTOMOGRAM_BINNING)),
         tomograms=list(tomograms.values()),
         n_visible=_count_visible(star, tomograms),
@@ -208,6 +213,7 @@ def read_contents(directory: str, n_shown: int) -> Contents:
     )
     _say_what_is_missing(contents)
     _read_examples(contents)
+    _say_what_is_not_finite(contents)
     return contents
 
 
@@ -268,11 +274,27 @@ def _list_tomograms(
     images = columns.get(labels.IMAGE_NAME, np.full(n_rows, "", dtype=object))
     names = columns.get(labels.PARTICLE_NAME, images)
     tomograms: dict[str, TomogramContents] = {}
-    for name, particle, image in zip(columns[labels.TOMO_NAME], names, images, strict=True):
-        tomogram = tomograms.setdefault(name, TomogramContents(name))
+    pixel_sizes = _read_pixel_sizes(star)
+    for name, particle, image, pixel_size in zip(
+        columns[labels.TOMO_NAME], names, images, pixel_sizes, strict=True
+    ):
+        tomogram = tomograms.setdefault(name, TomogramContents(name, pixel_size=pixel_size))
         tomogram.names.append(particle)
         tomogram.images.append(image)
     return tomograms, _count_dropped(directory, tomograms)
+
+
+def _read_pixel_sizes(star: StarFile) -> list[float]:
+    """Return each particle's pixel size: that of its optics group, NaN where that is not told."""
+    particles = star.tables["particles"]
+    optics = star.tables["optics"].columns if "optics" in star.tables else {}
+    sizes = [_number(text) for text in optics.get(labels.IMAGE_PIXEL_SIZE, ())]
+    groups = particles.columns.get(labels.OPTICS_GROUP)
+    numbers = optics.get(labels.OPTICS_GROUP)
+    if groups is None or numbers is None or not sizes:
+        return [sizes[0] if len(sizes) == 1 else float("nan")] * particles.n_rows
+    by_number = {_number(number): size for number, size in zip(numbers, sizes, strict=True)}
+    return [by_number.get(_number(group), float("nan")) for group in groups]
 
 
 def _count_dropped(directory: str, tomograms: dict[str, TomogramContents]) -> list[str]:
@@ -383,6 +405,15 @@ def _say_what_is_missing(contents: Contents) -> None:
         missing.append("Visible frames are known of neither the table nor the report's files.")
 
 
+def _say_what_is_not_finite(contents: Contents) -> None:
+    n = sum(piece.n_not_finite for t in contents.tomograms for piece in t.pieces)
+    if n:
+        contents.missing.append(
+            f"{counted(n, 'particle')} with pixels that are NaN or infinite: left out of means and "
+            "power spectra."
+        )
+
+
 def _is_whole(tomogram: TomogramContents) -> bool:
     covered = sum(piece.stop - piece.first for piece in tomogram.pieces)
     return covered == len(tomogram.names)
@@ -400,16 +431,19 @@ def _read_examples(contents: Contents) -> None:
             contents.missing.append(f"Images of example particles: {error}")
             return
         spectrum = Spectrum(len(pictures[0]))
+        finite = [picture for picture in pictures if np.isfinite(picture).all()]
+        summed = finite or [np.zeros_like(pictures[0])]
         tomogram.pieces = [
             Piece(
                 fingerprint="",
                 first=0,
                 stop=len(tomogram.names),
-                n_summed=len(pictures),
-                picture_sum=np.sum(pictures, axis=0),
-                power_sum=np.sum([spectrum.average(p) for p in pictures], axis=0),
+                n_summed=len(finite),
+                picture_sum=np.sum(summed, axis=0),
+                power_sum=np.sum([spectrum.average(p) for p in summed], axis=0),
                 places=places,
                 examples=np.array([to_grey(shrink(p, EXAMPLE_PIXELS)[0]) for p in pictures]),
+                n_not_finite=len(pictures) - len(finite),
             )
         ]
 

@@ -311,38 +311,41 @@ def _draw_bars(chart: Chart, edges: Floats, heights: NDArray, *, single: bool) -
     ]
 
 
-def draw_power(shells: Sequence[Floats], pixel_size: float, size: int) -> Chart | None:
+def draw_power(spectra: Sequence[tuple[float, Floats]]) -> Chart | None:
     """Return radial power spectra on a logarithmic axis: each tomogram's, and their mean.
+
+    There is a mean for each pixel size: shells of different ones are not the same frequencies.
 
     Parameters
     ----------
-    shells : sequence of ndarray, shape (n / 2,)
-        Mean power by shell; the origin is left out.
-    pixel_size : float
-        Angstrom.
-    size : int
-        n.
+    spectra : sequence of (float, ndarray of shape (n / 2,))
+        Pixel size in Angstrom and mean power by shell; the origin is left out.
     """
-    curves = [curve[1:] for curve in shells if len(curve) > 2 and np.any(curve[1:] > 0)]
+    curves = [(size, curve[1:]) for size, curve in spectra if len(curve) > 2]
+    curves = [(size, curve) for size, curve in curves if np.any(curve > 0)]
     if not curves:
         return None
-    total = np.mean(curves, axis=0)
-    positive = np.concatenate(curves)
+    sizes = sorted({size for size, _ in curves})
+    means = [(size, np.mean([curve for s, curve in curves if s == size], axis=0)) for size in sizes]
+    positive = np.concatenate([curve for _, curve in curves])
     positive = positive[positive > 0]
     low, high = math.floor(np.log10(positive.min())), math.ceil(np.log10(positive.max()))
     high = max(high, low + 1)
-    nyquist = 0.5 / pixel_size
+    nyquist = 0.5 / sizes[0]
     chart = Chart(
         "Power spectrum of the particle images",
         "spatial frequency (1/Å)",
         "mean power",
         f"Mean power by spatial frequency up to {nyquist:.3g} per Angstrom, from "
-        f"{total[0]:.2g} down to {total.min():.2g}, logarithmic",
+        f"{max(mean[0] for _, mean in means):.2g} down to "
+        f"{min(mean.min() for _, mean in means):.2g}, logarithmic",
     )
-    x = (np.arange(len(total)) + 1) / (size / 2)
-    for curve, role in [*((curve, "faint") for curve in curves), (total, "main")]:
-        shares = (np.log10(np.maximum(curve, 10.0**low)) - low) / (high - low)
-        chart.lines.append(Line(_path(chart, x, shares), role))
+    for role, lines in (("faint", curves), ("main", means)):
+        for size, curve in lines:
+            n_shells = len(curve) + 1
+            x = np.arange(1, n_shells) / n_shells * sizes[0] / size
+            shares = (np.log10(np.maximum(curve, 10.0**low)) - low) / (high - low)
+            chart.lines.append(Line(_path(chart, x, shares), role))
     chart.x_ticks = [Tick(chart.x(t / nyquist), f"{t:g}") for t in round_ticks(0, nyquist)]
     step = max(1, -(-(high - low) // _N_TICKS))
     chart.y_ticks = [

@@ -88,6 +88,7 @@ def render(contents: Contents) -> str:
         power=_draw_power(contents),
         slices=_draw_slices(contents),
         fsc=_draw_fsc(contents),
+        pixel_sizes=", ".join(f"{size:g}" for size in contents.pixel_sizes) or "unknown",
         options={} if contents.facts is None else contents.facts.options,
     )
 
@@ -152,12 +153,14 @@ def _draw_tomogram(contents: Contents, tomogram: TomogramContents) -> TomogramFi
 
 def _draw_mean(contents: Contents, tomogram: TomogramContents) -> figures.Picture:
     n_summed = sum(piece.n_summed for piece in tomogram.pieces)
-    mean = np.sum([piece.picture_sum for piece in tomogram.pieces], axis=0) / n_summed
+    n_not_finite = sum(piece.n_not_finite for piece in tomogram.pieces)
+    mean = np.sum([piece.picture_sum for piece in tomogram.pieces], axis=0) / max(n_summed, 1)
     what = "projected along z" if contents.is_3d else "their least exposed images"
     if not tomogram.is_collected and not contents.is_3d:
         what = "the middle images of their stacks"
     alt = f"Mean of {n_summed} particles of {tomogram.name}"
-    return figures.make_picture(mean, alt, f"Mean of {n_summed} particles, {what}")
+    left_out = f"; {n_not_finite} with NaN or infinite pixels left out" if n_not_finite else ""
+    return figures.make_picture(mean, alt, f"Mean of {n_summed} particles, {what}{left_out}")
 
 
 def _histograms(contents: Contents) -> list[figures.Chart | None]:
@@ -181,15 +184,13 @@ def _histograms(contents: Contents) -> list[figures.Chart | None]:
 
 
 def _draw_power(contents: Contents) -> figures.Chart | None:
-    tomograms = [tomogram.pieces for tomogram in contents.tomograms if tomogram.pieces]
-    if not tomograms or not np.isfinite(contents.pixel_size):
-        return None
-    shells = [
-        np.sum([piece.power_sum for piece in pieces], axis=0) / sum(p.n_summed for p in pieces)
-        for pieces in tomograms
-    ]
-    size = len(tomograms[0][0].picture_sum)
-    return figures.draw_power(shells, contents.pixel_size, size)
+    spectra = []
+    for tomogram in contents.tomograms:
+        n_summed = sum(piece.n_summed for piece in tomogram.pieces)
+        if n_summed and 0 < tomogram.pixel_size < np.inf:
+            shells = np.sum([piece.power_sum for piece in tomogram.pieces], axis=0) / n_summed
+            spectra.append((tomogram.pixel_size, shells))
+    return figures.draw_power(spectra)
 
 
 def _draw_slices(contents: Contents) -> list[figures.Picture]:

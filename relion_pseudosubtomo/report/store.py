@@ -25,6 +25,9 @@ _RUN_FILE = "run.json"
 _GEOMETRY_FILE = "geometry.npz"
 _TILTS_FILE = "tilts.npz"
 
+#: What a piece may lack: the tilt images if it is not the first, the number in older files.
+_OPTIONAL = ("tilts", "n_not_finite")
+
 Floats = NDArray[np.floating]
 Greys = NDArray[np.uint8]
 
@@ -70,6 +73,8 @@ class Piece:
         Their pictures.
     tilts : TiltPictures or None
         With the tomogram's first piece.
+    n_not_finite : int
+        Particles that are not in the sums, as their pictures have pixels that are NaN or infinite.
     """
 
     fingerprint: str
@@ -81,6 +86,7 @@ class Piece:
     places: NDArray[np.int64]
     examples: Greys
     tilts: TiltPictures | None = None
+    n_not_finite: int = 0
 
     def without_pictures(self) -> Piece:
         """Return the sums alone."""
@@ -205,9 +211,9 @@ class ReportStore:
         found = []
         for path in sorted(self._tomogram(tomogram).glob("*-*.npz")):
             arrays = _read(path)
-            if arrays is not None and {f.name for f in fields(Piece)} <= {*arrays, "tilts"}:
+            if arrays is not None and {f.name for f in fields(Piece)} <= {*arrays, *_OPTIONAL}:
                 tilts = _take(TiltPictures, arrays)
-                own = {f.name: arrays[f.name] for f in fields(Piece) if f.name != "tilts"}
+                own = {f.name: arrays[f.name] for f in fields(Piece) if f.name in arrays}
                 found.append(Piece(**own, tilts=tilts))
         found.sort(key=lambda piece: (piece.first, -piece.stop))
         pieces: list[Piece] = []
