@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.findings import ADVICE
 from relion_pseudosubtomo.plan import DROP_REASONS
 
@@ -22,3 +23,11 @@ def test_every_code_is_documented(code: str) -> None:
 def test_every_drop_reason_is_documented(reason: str) -> None:
     """docs/messages.md explains each reason."""
     assert f"Dropped N: {reason}`" in (DOCS / "messages.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "label", sorted(v for v in vars(labels).values() if str(v).startswith("rlnPseudoSubtomo"))
+)
+def test_every_own_label_is_documented(label: str) -> None:
+    """RELION's documentation has no word of them."""
+    assert any(label in path.read_text() for path in DOCS.glob("*.md"))
