@@ -31,3 +31,13 @@ def test_every_drop_reason_is_documented(reason: str) -> None:
 def test_every_own_label_is_documented(label: str) -> None:
     """RELION's documentation has no word of them."""
     assert any(label in path.read_text() for path in DOCS.glob("*.md"))
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"], ids=lambda path: path.name
+)
+def test_refinements_that_split_the_data_use_mpi(path: Path) -> None:
+    """RELION refuses to split the data into random halves in one process."""
+    commands = path.read_text().replace("\\\n", " ").split("\n")
+    refining = [line for line in commands if "--auto_refine" in line]
+    assert all("mpirun -n 3 relion_refine_mpi" in line for line in refining)
