@@ -579,6 +579,22 @@ def test_dropped_table_without_a_column(
     assert "dropped.star is missing" in Page().text
 
 
+@pytest.mark.parametrize("n_left", [1, 0])
+def test_particle_table_that_lost_rows(project: ProjectCopy, n_left: int) -> None:
+    """What was collected is not that of its rows; with none there is nothing to show."""
+    run(*BOX_2D, "--report")
+    table = Path("out/particles.star")
+    lines = [
+        line.replace("_rlnTomoVisibleFrames", "_rlnOther") if n_left == 0 else line
+        for line in table.read_text().split("\n")
+    ]
+    rows = [line for line in lines if line.startswith("TS_")]
+    table.write_text("\n".join(line for line in lines if line not in rows[n_left:]))
+    assert main(["report", "out"]) == 0
+    assert ("Nothing was collected for 1 tomograms" in Page().text) == (n_left == 1)
+    assert {row[0]: row for row in Page().rows}["all"][2] == str(n_left)
+
+
 def test_optics_table_without_rows(project: ProjectCopy) -> None:
     """As without that table."""
     run(*BOX_2D)

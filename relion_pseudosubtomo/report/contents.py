@@ -321,7 +321,9 @@ def _add_collected(
     fingerprints = {record.tomogram: record.fingerprint for record in _read_records(directory)}
     for tomogram in tomograms.values():
         fingerprint = fingerprints.get(tomogram.name)
-        tomogram.pieces = store.read_pieces(tomogram.name, fingerprint)
+        pieces = store.read_pieces(tomogram.name, fingerprint)
+        # rows may have been taken out of the table since
+        tomogram.pieces = pieces if all(p.stop <= len(tomogram.names) for p in pieces) else []
         tomogram.is_collected = bool(tomogram.pieces)
         tilts = (piece.tilts for piece in tomogram.pieces if piece.tilts is not None)
         tomogram.tilts = next(tilts, None) if tomogram.names else store.read_tilts(tomogram.name)
@@ -351,7 +353,7 @@ def _count_visible(
     if flags is not None:
         return np.array([text.count("1") for text in flags])
     known = [t.geometry for t in tomograms.values() if t.names]
-    if any(geometry is None for geometry in known):
+    if not known or any(geometry is None for geometry in known):
         return None
     return np.concatenate([g.n_visible[g.kept] for g in known if g is not None])
 
