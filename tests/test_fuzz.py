@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,10 @@ from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.io.mrc import write_mrc
 
 SEED = 20251123
-#: Runs; each damages three files.
+#: Runs; each damages one file or a few: of several, one may hide what the others would do.
 N_IN_PROCESS = 1000
 N_COMMAND_LINE = 50
-N_FILES = 3
+MOST_FILES = 3
 #: Runs of one test.
 N_PER_TEST = 250
 #: Seconds in which each has to end.
@@ -240,6 +241,11 @@ def truncate(data: bytes, dice: random.Random) -> bytes:
     return data[: dice.randrange(len(data) + 1)]
 
 
+def cut_images(data: bytes, dice: random.Random) -> bytes:
+    """Leave a header alone, a part of one or little more."""
+    return data[: dice.choice([0, 1023, 1024, 1024, 1025, 1028, 1500])]
+
+
 def change_header(data: bytes, dice: random.Random) -> bytes:
     """Put an extreme integer or float into an MRC header."""
     place = 4 * dice.choice(
@@ -252,9 +258,12 @@ def change_header(data: bytes, dice: random.Random) -> bytes:
 
 def change_values(data: bytes, dice: random.Random) -> bytes:
     """Put extreme values into the data of an MRC file."""
+    n_values = (len(data) - 1024) // 4
+    if n_values < 1:
+        return data
     value = np.float32(dice.choice([np.nan, np.inf, -np.inf, 3e38, 1e-40, 0.0]))
-    n = dice.choice([1, 10, (len(data) - 1024) // 4])
-    place = 1024 + 4 * dice.randrange((len(data) - 1024) // 4 - n + 1)
+    n = min(dice.choice([1, 10, n_values]), n_values)
+    place = 1024 + 4 * dice.randrange(n_values - n + 1)
     return data[:place] + value.tobytes() * n + data[place + 4 * n :]
 
 
@@ -262,19 +271,20 @@ TEXT = (change_word,) * 6 + (
     rename_everywhere, rename_everywhere, change_lines, change_lines, change_bytes, insert_bytes,
     truncate,
 )  # fmt: skip
-BINARY = (change_header,) * 5 + (change_values, change_bytes, insert_bytes, truncate)
+BINARY = (change_header,) * 5 + (change_values, change_bytes, insert_bytes, truncate, cut_images)
 
 
 def mutate(path: str, dice: random.Random) -> None:
-    """Damage one file."""
+    """Damage one file: its bytes are others then."""
     data = Path(path).read_bytes()
     kinds: tuple[Callable[[bytes, random.Random], bytes], ...] = (
         TEXT if path.endswith((".star", ".json")) else BINARY
     )
-    for _ in range(dice.choice([1, 1, 1, 2, 3])):
-        changed = dice.choice(kinds)(data, dice)
-        data = changed if len(changed) > 1500 or not path.endswith(("mrc", "mrcs")) else data
-    Path(path).write_bytes(data)
+    damaged = data
+    while damaged == data:
+        for _ in range(dice.choice([1, 1, 1, 2, 3])):
+            damaged = dice.choice(kinds)(damaged, dice)
+    Path(path).write_bytes(damaged)
 
 
 # Cases
@@ -284,12 +294,15 @@ def make_case(number: int) -> tuple[list[str], list[str]]:
     """Return the files to damage, the project's or a finished job's, and the command line."""
     dice = random.Random(f"{SEED}/{number}")
     kind = dice.choices(["extract", "check", "verify"], weights=[6, 1, 2])[0]
-    files = dice.sample(RESULTS if kind == "verify" else INPUTS, N_FILES)
+    n_files = dice.randint(1, MOST_FILES)
     if kind == "verify":
         more = dice.choice([[], ["--deep"], ["--repair"], ["--deep", "--repair"]])
-        return files, ["verify", "done", *more]
+        return dice.sample(RESULTS, n_files), ["verify", "done", *more]
     source = dice.choice(["--i set.star", "--p particles.star --t tomograms.star"])
     line = f"{source} --o out --j 1 {dice.choice(BOXES)} {dice.choice(EXTRAS)}"
+    unread = [] if "--i" in line.split() else ["set.star"]
+    unread += [] if "--i" in line.split() or "--mot" in line.split() else ["motion.star"]
+    files = dice.sample([file for file in INPUTS if file not in unread], n_files)
     return files, [*(["check"] if kind == "check" else []), *line.split()]
 
 
@@ -365,6 +378,7 @@ def prepare(files: list[str], number: int) -> dict[str, tuple[bytes, int]]:
     saved = {file: (Path(file).read_bytes(), os.stat(file).st_mtime_ns) for file in files}
     for i, file in enumerate(files):
         mutate(file, random.Random(f"{SEED}/{number}/{i}"))
+    assert all(Path(file).read_bytes() != data for file, (data, _) in saved.items())
     return saved
 
 
@@ -413,6 +427,22 @@ def test_damaged_files_through_the_command_line(project: Path) -> None:
         )
         judge(project, words, done.returncode, done.stderr, before)
         restore(saved)
+
+
+def test_damage_is_what_it_is_said_to_be(project: Path) -> None:
+    """One to three files, each really changed; images without pixels or without a header too."""
+    sizes: set[int] = set()
+    n_files: Counter[int] = Counter()
+    for number in range(200):
+        files, _ = make_case(number)
+        saved = prepare(files, number)
+        changed = [file for file, (data, _) in saved.items() if Path(file).read_bytes() != data]
+        n_files[len(changed)] += 1
+        sizes |= {os.stat(file).st_size for file in changed if Path(file).suffix[:4] == ".mrc"}
+        restore(saved)
+    assert sorted(n_files) == [1, 2, 3]
+    assert min(n_files.values()) > 40
+    assert {0, 1024} <= sizes
 
 
 def test_most_damage_is_noticed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
