@@ -346,19 +346,13 @@ def _check_combinations(options: JobOptions, findings: Findings) -> None:
         )
     if options.stack2d and options.real_subtomo:
         findings.error("option-combination", "--stack2d together with --real_subtomo")
-    if options.real_subtomo and options.exact_centre:
-        findings.error(
-            "option-combination",
-            "--real_subtomo together with --exact_centre: boxes are cut at whole voxels",
-        )
-    if options.real_subtomo and options.prebin:
-        findings.error(
-            "option-combination", "--real_subtomo together with --prebin: no tilt images are read"
-        )
-    if options.real_subtomo and options.preload:
-        findings.error(
-            "option-combination", "--real_subtomo together with --preload: no tilt images are read"
-        )
+    for name, wanted, reason in (
+        ("--exact_centre", options.exact_centre, "boxes are cut at whole voxels"),
+        ("--prebin", options.prebin, "no tilt images are read"),
+        ("--preload", options.preload, "no tilt images are read"),
+    ):
+        if options.real_subtomo and wanted:
+            findings.error("option-combination", f"--real_subtomo together with {name}: {reason}")
     for name, wanted in (
         ("--real_subtomo", options.real_subtomo),
         ("--report", options.report),
@@ -373,6 +367,12 @@ def _check_combinations(options: JobOptions, findings: Findings) -> None:
         findings.error(
             "option-combination",
             "--hdf5_compression without --hdf5: MRC files are not compressed",
+        )
+    if options.only_do_unfinished and options.overwrite:
+        findings.error(
+            "option-combination",
+            "--only_do_unfinished together with --overwrite: the first keeps what is done, the "
+            "second removes it",
         )
 
 

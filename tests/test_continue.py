@@ -623,6 +623,20 @@ def test_overwriting_is_refused_before_anything_is_removed(
     assert contents() == before
 
 
+def test_continuing_and_overwriting_at_once_is_refused(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A script that always continues would remove at each start what the last one finished."""
+    assert main(WORDS) == 0
+    before = contents()
+    assert main([*CONTINUE, "--overwrite"]) == 1
+    text = capsys.readouterr().err
+    assert "[option-combination] --only_do_unfinished together with --overwrite" in text
+    assert contents() == before
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 4
+
+
 @pytest.mark.parametrize("how", ["signal", "abort"])
 @pytest.mark.parametrize("words", [["--ctf", "--overwrite"], ["--only_do_unfinished"]])
 def test_a_stop_during_the_checks_changes_nothing(
