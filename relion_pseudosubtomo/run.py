@@ -36,6 +36,7 @@ from relion_pseudosubtomo.results import (
     write_tables,
 )
 from relion_pseudosubtomo.summary import (
+    RunSummary,
     count_dropped,
     drop_lines,
     plan_lines,
@@ -138,11 +139,11 @@ def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
     if merging:
         summary.n_kept, summary.dropped = len(plan.kept_rows), count_dropped(plan)
         _merge(options, start, run, plan)
-    write_summary(options, summary)
     for line in summary.lines():
         logger.info("%s", line)
     for text in summary.warnings():
         logger.warning("%s", text)
+    _write_summary(options, summary)
     if merging:
         if summary.failures:
             logger.warning("Merged without failed tomograms: %s", ", ".join(summary.failures))
@@ -158,6 +159,14 @@ def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
             _make_report(options)
         return EXIT_DONE
     return _say_why_not_merged(start, run)
+
+
+def _write_summary(options: JobOptions, summary: RunSummary) -> None:
+    """Write run_summary.json; what it tells is in the log, and the results are good without it."""
+    try:
+        write_summary(options, summary)
+    except (PseudoSubtomoError, OSError) as error:
+        logger.warning("%s", error)
 
 
 def _merge(options: JobOptions, start: Start, run: Extraction, plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.estimate import all_sums_bytes, sums_bytes
 from relion_pseudosubtomo.extraction import sums_to_write
-from relion_pseudosubtomo.io import mrc
+from relion_pseudosubtomo.io import atomic, mrc
 from relion_pseudosubtomo.io.records import Record, RecordStore
 from relion_pseudosubtomo.output_directory import OutputDirectory
 from relion_pseudosubtomo.parallel.schedule import TaskCost
@@ -669,6 +670,48 @@ def test_a_stop_during_the_checks_changes_nothing(
     assert "before anything was changed" in capsys.readouterr().err
     exit_file = FAILURE if how == "signal" else ABORTED
     assert [path.name for path in Path("job").glob("RELION_JOB_EXIT_*")] == [exit_file]
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "said"),
+    [
+        ("done", 0, "Wrote out/particles.star"),
+        ("failure", 1, "Failed TS_03: "),
+        ("signal", 75, "start again with --only_do_unfinished"),
+    ],
+)
+def test_a_summary_that_cannot_be_written_hides_nothing(
+    how: str,
+    status: int,
+    said: str,
+    case: ProjectCopy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The log has its figures, what failed and what to do; the exit status is what it was."""
+
+    def load_badly(options: Any, tomogram: Any, *rest: Any, **more: Any) -> Any:
+        if how == "signal":
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.3)  # until rank 0 looks
+        if how == "failure" and tomogram.name == "TS_03":
+            raise OSError(errno.EIO, "Input/output error")
+        return load(options, tomogram, *rest, **more)
+
+    def refuse(path: Path, text: str) -> None:
+        if Path(path).name == "run_summary.json":
+            raise OutputError(f"{path} could not be written: {os.strerror(errno.ENOSPC)}")
+        write_text(path, text)
+
+    load, write_text = worker.load_tomogram, atomic.write_text
+    monkeypatch.setattr(worker, "load_tomogram", load_badly)
+    monkeypatch.setattr(atomic, "write_text", refuse)
+    assert main(WORDS) == status
+    shown = capsys.readouterr()
+    assert "5 particles in, 4 kept" in shown.out
+    assert said in shown.out + shown.err
+    assert "WARNING: out/run_summary.json could not be written: No space left" in shown.err
+    assert Path("out/particles.star").exists() == (status == 0)
 
 
 @pytest.mark.parametrize(("former", "status"), [(signal.SIG_DFL, 75), (signal.SIG_IGN, 0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -98,10 +99,14 @@ class DirectoryLock:
                 f"Another job is writing to this directory ({self._path}: {holder or 'starting'}). "
                 "Wait for it, or give another --o."
             ) from None
-        text = f"host {platform.node()}, process {os.getpid()}, {self._job}\n"
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text.encode(), 0)
+        self._write(f"host {platform.node()}, process {os.getpid()}, {self._job}\n")
         return self
+
+    def _write(self, text: str) -> None:
+        """Write what a second job is told, where the disk has room: the lock holds without it."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, text.encode(), 0)
 
     def __exit__(
         self,
@@ -110,5 +115,6 @@ class DirectoryLock:
         trace: TracebackType | None,
     ) -> None:
         """Release the lock; the empty file stays: removing it would race with a second job."""
-        os.ftruncate(self._file, 0)
-        os.close(self._file)
+        self._write("")
+        with contextlib.suppress(OSError):  # a disk's quota may be told of only now
+            os.close(self._file)

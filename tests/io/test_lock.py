@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relion_pseudosubtomo.errors import InputError, OutputError
+from relion_pseudosubtomo.errors import InputError, LockedError, OutputError
 from relion_pseudosubtomo.io.lock import DirectoryLock, find_holder
 
 
@@ -56,6 +56,22 @@ def test_without_locks_a_warning(
     monkeypatch.setattr(logging.getLogger("relion_pseudosubtomo"), "propagate", True)
     with DirectoryLock(str(tmp_path), "a job"):
         assert "has no locks" in caplog.text
+
+
+def test_a_full_disk_does_not_hinder_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a second job would be told has no room; it is refused all the same."""
+
+    def refuse(file: int, text: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with DirectoryLock(str(tmp_path), "a job"):
+        assert find_holder(str(tmp_path)) == "a job that is starting"
+        with pytest.raises(LockedError, match="starting"), DirectoryLock(str(tmp_path), "another"):
+            pass
+    assert find_holder(str(tmp_path)) == ""
 
 
 def test_other_errors_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

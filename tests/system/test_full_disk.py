@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,6 +55,17 @@ def test_a_full_disk_is_an_error_and_the_run_continues(
     assert main([*WORDS[:-1], "plain/"]) == 0
     for path in Path("plain").rglob("*.mrc"):
         assert (output / path.relative_to("plain")).read_bytes() == path.read_bytes()
+
+
+def test_a_disk_that_is_full_already(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told by the check of the disk space, or with the name of the file that has no room."""
+    (small_disk / "full").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    assert main(WORDS) == 1
+    assert "Disk space in disk/out/" in capsys.readouterr().err
+    assert main([*WORDS, "--ignore_disk_space"]) == 1
+    assert f"disk/out/.completed/job.json could not be written: {os.strerror(28)}" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("room", ["12k", "16k", "20k", "24k", "28k"])
