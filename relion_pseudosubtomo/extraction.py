@@ -24,6 +24,7 @@ from relion_pseudosubtomo.estimate import (
     task_bytes,
     task_seconds,
 )
+from relion_pseudosubtomo.findings import counted
 from relion_pseudosubtomo.io.fingerprint import fingerprint_task
 from relion_pseudosubtomo.model import Task, TaskResult, Tomogram
 from relion_pseudosubtomo.model.particle_set import Columns
@@ -325,7 +326,7 @@ class Extraction:
         elif outcome.n_done:
             self.completed.add(piece.task, piece.start, piece.start + outcome.n_done)
             self.summary.add(name, rank, outcome.result)
-            _log_result(name, rank, len(self.plan.tasks[piece.task]), outcome.result)
+            _log_result(name, rank, self.summary.by_tomogram[name], outcome.result)
 
     def stop_wanted(self, start: Start) -> bool:
         """Return whether a signal, RELION's interface or a rank that is unfit asks for an end."""
@@ -349,14 +350,16 @@ class Extraction:
         return {task.number for task in self.plan.tasks if self.completed.missing(task)}
 
 
-def _log_result(name: str, rank: int, n_kept: int, result: TaskResult) -> None:
+def _log_result(name: str, rank: int, counts: dict[str, int], result: TaskResult) -> None:
     n_bad = result.n_not_finite + result.n_clipped  # warned about once, at the end
     logger.info(
-        "%s on rank %d: %d of %d particles, %.1f s loading, %.1f s extracting, %.1f s writing%s",
+        "%s on rank %d: %s (%d kept, %d dropped), %.1f s loading, %.1f s extracting, "
+        "%.1f s writing%s",
         name,
         rank,
-        result.n_particles,
-        n_kept,
+        counted(result.n_particles, "particle"),
+        counts["kept"],
+        counts["dropped"],
         result.seconds_loading,
         result.seconds_extracting,
         result.seconds_writing,

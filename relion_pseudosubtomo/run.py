@@ -37,7 +37,6 @@ from relion_pseudosubtomo.results import (
 )
 from relion_pseudosubtomo.summary import (
     RunSummary,
-    count_dropped,
     drop_lines,
     plan_lines,
     start_summary,
@@ -76,7 +75,7 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
         more.append("relion_pseudosubtomo check lists them all")
     for text in (*(finding.text for finding in shown), *more, *drop_lines(plan)):
         logger.warning("%s", text)
-    summary = start_summary(plan, job.particle_set, pool.size, start.threads)
+    summary = start_summary(plan, job.tomogram_set, job.particle_set, pool.size, start.threads)
     if options.dry_run:
         run = Extraction(options, job, plan, summary, OutputDirectory(options))
         left = replace(plan, tasks=run.tasks_left())
@@ -85,13 +84,15 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
             logger.info(
                 "%d of %d particles are done already; this is left:", n_kept - n_left, n_kept
             )
-        _print_plan(options, job, left, pool.size, start.threads)
+        _print_plan(options, job, left, summary)
         return EXIT_DONE
     summary.failures.update(job.tomogram_set.failed)
     make_folder(Path(options.output))
     with DirectoryLock(options.output, job=f"{pool.size} ranks"):
         start.control.take_over()
         check_unchanged(options)
+        for line in summary.nothing_kept_lines():
+            logger.info("%s", line)
         run = Extraction(options, job, plan, summary, OutputDirectory(options))
         if not run.extract(pool, start):
             return _say_nothing_was_changed(start)
@@ -99,28 +100,28 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
         return _finish(options, start, run)
 
 
-def _print_plan(options: JobOptions, job: JobInput, plan: Plan, ranks: int, threads: int) -> None:
+def _print_plan(options: JobOptions, job: JobInput, plan: Plan, summary: RunSummary) -> None:
     tomograms = [job.tomogram_set.tomograms[task.tomogram] for task in plan.tasks]
     pairs = list(zip(tomograms, plan.tasks, strict=True))
     work, costs = [], []
     for tomogram, task in pairs:
         begin, each = task_seconds(options, tomogram, task)
         work.append(begin + each * len(task))
-        costs.append(TaskCost(begin, each / threads, ((0, len(task)),)))
+        costs.append(TaskCost(begin, each / summary.threads, ((0, len(task)),)))
     n_bytes = [task_bytes(options, tomogram, task) for tomogram, task in pairs]
-    for line in plan_lines(plan, [t.name for t in tomograms], n_bytes, work, ranks):
+    for line in plan_lines(plan, [t.name for t in tomograms], n_bytes, work, summary):
         logger.info("%s", line)
     if options.hdf5_compression:
         logger.info("The containers will be smaller: these are bytes before compression")
     n_files = len(plan.kept_rows) * len(options.image_suffixes)
     n_files += len(plan.tasks) if options.hdf5 else 0
-    memory = memory_text(options, job, tomograms, threads)
+    memory = memory_text(options, job, tomograms, summary.threads)
     logger.info("%d image files; private memory %s", n_files, memory)
     folder = Path(options.output).absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if sum(n_bytes) + sums_to_write(options, costs, ranks) > free:
+    if sum(n_bytes) + sums_to_write(options, costs, summary.ranks) > free:
         logger.warning("Disk space: only %s are free", bytes_text(free))
     logger.info("Dry run: nothing was written.")
 
@@ -137,7 +138,7 @@ def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
         # the ranks have done so, unless they were stopped or did not see each other's records
         merging = not options.hdf5 or run.settle_containers(plan, start)
     if merging:
-        summary.n_kept, summary.dropped = len(plan.kept_rows), count_dropped(plan)
+        summary.count_again(plan, run.job.tomogram_set, run.job.particle_set)
         _merge(options, start, run, plan)
     for line in summary.lines():
         logger.info("%s", line)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from relion_pseudosubtomo.findings import counted
-from relion_pseudosubtomo.model import ParticleSet, TaskResult
+from relion_pseudosubtomo.model import ParticleSet, TaskResult, TomogramSet
 from relion_pseudosubtomo.plan import (
     DROP_REASONS,
     FAILED_TOMOGRAM,
@@ -131,8 +131,10 @@ class RunSummary:
         Bytes by rank.
     failures : dict of str to str
         What failed and why, by tomogram.
+    by_tomogram : dict of str to dict of str to int
+        Particles kept and dropped of each tomogram that the input has particles of.
     tomograms : list of dict
-        Particles and seconds of each piece of work.
+        Particles and seconds of each piece of work, and what is kept and dropped of its tomogram.
     average : dict of str to float or None
         Resolution of `--average` in Angstrom by FSC threshold; None where there is none.
     """
@@ -157,6 +159,7 @@ class RunSummary:
     private_memory: dict[int, int] = field(default_factory=dict)
     lost_ranks: list[int] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
+    by_tomogram: dict[str, dict[str, int]] = field(default_factory=dict)
     tomograms: list[dict[str, Any]] = field(default_factory=list)
     average: dict[str, float | None] = field(default_factory=dict)
 
@@ -170,6 +173,7 @@ class RunSummary:
                 "rank": rank,
                 "first": result.first,
                 "particles": result.n_particles,
+                **self.by_tomogram[name],
                 "seconds_loading": round(result.seconds_loading, 3),
                 "seconds_extracting": round(result.seconds_extracting, 3),
                 "seconds_writing": round(result.seconds_writing, 3),
@@ -194,6 +198,21 @@ class RunSummary:
         return bad_pixels + [
             f"{name}: {n} values beyond float16's range were clipped"
             for name, n in self.clipped.items()
+        ]
+
+    def count_again(self, plan: Plan, tomogram_set: TomogramSet, particle_set: ParticleSet) -> None:
+        """Take what is kept and dropped from a plan without the tomograms that failed."""
+        self.n_kept, self.dropped = len(plan.kept_rows), count_dropped(plan)
+        self.by_tomogram = count_by_tomogram(plan, tomogram_set, particle_set)
+        for item in self.tomograms:
+            item.update(self.by_tomogram[item["name"]])
+
+    def nothing_kept_lines(self) -> list[str]:
+        """Return one line a tomogram of which nothing is kept."""
+        return [
+            f"{name}: 0 kept, {counts['dropped']} dropped"
+            for name, counts in self.by_tomogram.items()
+            if not counts["kept"]
         ]
 
     def close(self, seconds: float, extracting_seconds: float, busy: dict[int, float]) -> None:
@@ -230,7 +249,13 @@ class RunSummary:
         return lines + [f"Failed {name}: {why}" for name, why in self.failures.items()]
 
 
-def start_summary(plan: Plan, particle_set: ParticleSet, ranks: int, threads: int) -> RunSummary:
+def start_summary(
+    plan: Plan,
+    tomogram_set: TomogramSet,
+    particle_set: ParticleSet,
+    ranks: int,
+    threads: int,
+) -> RunSummary:
     """Return the summary of a run that has not done anything yet."""
     return RunSummary(
         n_particles=len(particle_set),
@@ -239,6 +264,7 @@ def start_summary(plan: Plan, particle_set: ParticleSet, ranks: int, threads: in
         n_tomograms=len(plan.tasks),
         ranks=ranks,
         threads=threads,
+        by_tomogram=count_by_tomogram(plan, tomogram_set, particle_set),
     )
 
 
@@ -248,8 +274,28 @@ def count_dropped(plan: Plan) -> dict[str, int]:
     return {reason: counts[reason] for reason in DROP_REASONS if counts[reason]}
 
 
+def count_by_tomogram(
+    plan: Plan, tomogram_set: TomogramSet, particle_set: ParticleSet
+) -> dict[str, dict[str, int]]:
+    """Return how many particles are kept and dropped of each tomogram that has any, in order."""
+    n = len(tomogram_set.tomograms)
+    kept, dropped = (
+        np.bincount(places[places >= 0], minlength=n).tolist()
+        for places in (particle_set.tomogram[rows] for rows in (plan.kept_rows, plan.dropped_rows))
+    )
+    return {
+        tomogram.name: {"kept": kept[i], "dropped": dropped[i]}
+        for i, tomogram in enumerate(tomogram_set.tomograms)
+        if kept[i] or dropped[i]
+    }
+
+
 def plan_lines(
-    plan: Plan, tomogram_names: list[str], task_bytes: list[int], work: list[float], ranks: int
+    plan: Plan,
+    tomogram_names: list[str],
+    task_bytes: list[int],
+    work: list[float],
+    summary: RunSummary,
 ) -> list[str]:
     """Return the plan as `--dry_run` prints it, without the memory a rank.
 
@@ -262,21 +308,25 @@ def plan_lines(
         Bytes of images by task.
     work : list of float
         Estimated thread seconds by task.
-    ranks : int
-        Ranks the work is for.
+    summary : RunSummary
+        What is kept and dropped in all, and the ranks that the work is for.
     """
-    rows = [
-        f"  {name}: {counted(len(task), 'particle')}, {n_bytes / 1e6:.1f} MB, "
-        f"{seconds:.0f} thread seconds"
-        for task, name, n_bytes, seconds in zip(
-            plan.tasks, tomogram_names, task_bytes, work, strict=True
+    rows = []
+    for task, name, n_bytes, seconds in zip(
+        plan.tasks, tomogram_names, task_bytes, work, strict=True
+    ):
+        kept, dropped = summary.by_tomogram[name].values()
+        left = f"{len(task)} left of " if len(task) < kept else ""
+        rows.append(
+            f"  {name}: {left}{kept} kept, {dropped} dropped, {n_bytes / 1e6:.1f} MB, "
+            f"{seconds:.0f} thread seconds"
         )
-    ]
+    rows += [f"  {line}" for line in summary.nothing_kept_lines()]
     total = sum(work)
     return [
         *rows,
         f"{counted(len(plan.kept_rows), 'particle')} kept, {len(plan.dropped_rows)} dropped, "
         f"{counted(len(plan.tasks), 'tomogram')}, {sum(task_bytes)} bytes of images",
-        f"Estimated work: {total:.0f} thread seconds, {total / ranks:.0f} a rank on "
-        f"{counted(ranks, 'rank')}",
+        f"Estimated work: {total:.0f} thread seconds, {total / summary.ranks:.0f} a rank on "
+        f"{counted(summary.ranks, 'rank')}",
     ]

@@ -104,7 +104,7 @@ def test_a_dry_run_shows_what_is_left(
     capsys.readouterr()
     assert main([*CONTINUE, "--dry_run"]) == 0
     shown = capsys.readouterr().out
-    assert "TS_01: 2 particles" in shown
+    assert "TS_01: 2 kept, 0 dropped, " in shown
     assert "TS_03" not in shown
     assert "2 of 4 particles are done already" in shown
     assert f"1 tomogram, {size} bytes of images" in shown
@@ -399,10 +399,16 @@ def test_bad_images_stop_the_job_or_are_left_out(
     assert main([*WORDS, "--allow_failures"]) == 0
     captured = capsys.readouterr()
     assert "Merged without failed tomograms: TS_03" in captured.err
+    assert "TS_01 on rank 0: 2 particles (2 kept, 0 dropped), " in captured.out
+    assert "TS_03: 0 kept, 3 dropped\n" in captured.out
     assert "TS_03" not in Path("out/particles.star").read_text().split("data_particles")[1]
     dropped = Path("out/dropped.star").read_text()
     assert dropped.count('"tomogram failed"') == 3
-    assert "TS_03" in json.loads(Path("out/run_summary.json").read_text())["failures"]
+    summary = json.loads(Path("out/run_summary.json").read_text())
+    assert "TS_03" in summary["failures"]
+    counts = {"TS_01": {"kept": 2, "dropped": 0}, "TS_03": {"kept": 0, "dropped": 3}}
+    assert summary["by_tomogram"] == counts
+    assert summary["tomograms"][0].items() >= {"name": "TS_01", "kept": 2, "dropped": 0}.items()
 
 
 def test_failures_during_the_run_can_be_left_out(

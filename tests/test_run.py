@@ -530,7 +530,7 @@ def test_dry_run(project: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> No
     """The plan on standard output, nothing on disk."""
     assert run(*BOX_2D, "--dry_run") == 0
     output = capsys.readouterr().out
-    assert "TS_01: 2 particles" in output
+    assert "TS_01: 2 kept, 0 dropped, " in output
     assert "nothing was written" in output
     assert not (project.path / "out").exists()
 

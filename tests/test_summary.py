@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from small_models import make_options, make_particle_set, make_tomogram, make_tomogram_set
 
 from relion_pseudosubtomo.model import ParticleSet, TaskResult
-from relion_pseudosubtomo.plan import MANY_MISSING, Plan, make_plan
+from relion_pseudosubtomo.plan import (
+    FAILED_TOMOGRAM,
+    MANY_MISSING,
+    OUTSIDE,
+    Plan,
+    leave_out_tasks,
+    make_plan,
+)
 from relion_pseudosubtomo.summary import (
+    RunSummary,
     count_dropped,
     drop_lines,
     judge_coordinates,
@@ -141,7 +149,7 @@ def test_summary_adds_up() -> None:
     particle_set = make_particle_set([CENTRE] * 6 + [OUT_OF_ALL] * 2)
     plan = plan_of(particle_set)
     assert count_dropped(plan) == {"outside the image in all frames": 2}
-    summary = start_summary(plan, particle_set, ranks=2, threads=4)
+    summary = start_summary(plan, make_tomogram_set(), particle_set, ranks=2, threads=4)
     for rank, first in ((0, 0), (1, 4)):
         result = TaskResult(
             number=0,
@@ -177,23 +185,60 @@ def test_summary_adds_up() -> None:
     again = json.loads(json.dumps(asdict(summary)))
     assert [item["first"] for item in again["tomograms"]] == [0, 4]
     assert again["dropped"] == {"outside the image in all frames": 2}
+    assert again["by_tomogram"] == {"TS_01": {"kept": 6, "dropped": 2}}
+    assert [(item["kept"], item["dropped"]) for item in again["tomograms"]] == [(6, 2)] * 2
 
 
 def test_a_summary_of_nothing_done() -> None:
     """No division by zero."""
     particle_set = make_particle_set([CENTRE])
-    summary = start_summary(plan_of(particle_set), particle_set, ranks=1, threads=1)
+    summary = start_summary(
+        plan_of(particle_set), make_tomogram_set(), particle_set, ranks=1, threads=1
+    )
     summary.close(seconds=0.0, extracting_seconds=0.0, busy={})
     assert "0.0 particles/s" in "\n".join(summary.lines())
 
 
-def test_plan_lines() -> None:
-    """The dry run: each tomogram's particles and bytes, and the sums."""
-    tomogram_set = make_tomogram_set(make_tomogram(), make_tomogram("TS_02"))
-    particle_set = make_particle_set([CENTRE] * 5 + [OUT_OF_ALL], [0, 1, 1, 1, 0, 1])
+def plan_of_three() -> tuple[Plan, RunSummary]:
+    """Return a plan of three tomograms, of the last of which nothing is kept, and its summary."""
+    tomogram_set = make_tomogram_set(*(make_tomogram(f"TS_0{i}") for i in (1, 2, 3)))
+    positions = [CENTRE] * 5 + [OUT_OF_ALL] * 3 + [CENTRE]
+    particle_set = make_particle_set(positions, [0, 1, 1, 1, 0, 1, 2, 2, -1])
     plan = make_plan(make_options(), tomogram_set, particle_set, None)
-    lines = plan_lines(plan, ["TS_01", "TS_02"], [2_000_000, 3_000_000], [10.0, 30.0], ranks=4)
-    assert "TS_01: 2 particles, 2.0 MB" in lines[0]
-    assert "TS_02: 3 particles, 3.0 MB" in lines[1]
-    assert "5 particles kept, 1 dropped, 2 tomograms, 5000000 bytes" in lines[2]
-    assert "40 thread seconds, 10 a rank on 4 ranks" in lines[3]
+    return plan, start_summary(plan, tomogram_set, particle_set, ranks=4, threads=1)
+
+
+def test_plan_lines() -> None:
+    """The dry run: each tomogram's particles kept and dropped, and bytes, and the sums."""
+    plan, summary = plan_of_three()
+    lines = plan_lines(plan, ["TS_01", "TS_02"], [2_000_000, 3_000_000], [10.0, 30.0], summary)
+    assert lines == [
+        "  TS_01: 2 kept, 0 dropped, 2.0 MB, 10 thread seconds",
+        "  TS_02: 3 kept, 1 dropped, 3.0 MB, 30 thread seconds",
+        "  TS_03: 0 kept, 2 dropped",
+        "5 particles kept, 4 dropped, 2 tomograms, 5000000 bytes of images",
+        "Estimated work: 40 thread seconds, 10 a rank on 4 ranks",
+    ]
+
+
+def test_plan_lines_of_what_is_left() -> None:
+    """A part of a tomogram is told with the whole it belongs to."""
+    plan, summary = plan_of_three()
+    left = replace(plan, tasks=(plan.tasks[1].part(1, 3),))
+    line = plan_lines(left, ["TS_02"], [2_000_000], [20.0], summary)[0]
+    assert line == "  TS_02: 2 left of 3 kept, 1 dropped, 2.0 MB, 20 thread seconds"
+
+
+def test_counts_without_a_tomogram_that_failed() -> None:
+    """Its particles are dropped then; a piece of it that was done says so too."""
+    tomogram_set = make_tomogram_set(make_tomogram("TS_01"), make_tomogram("TS_02"))
+    particle_set = make_particle_set([CENTRE] * 3 + [OUT_OF_ALL], [0, 1, 1, 1])
+    plan = make_plan(make_options(), tomogram_set, particle_set, None)
+    summary = start_summary(plan, tomogram_set, particle_set, ranks=1, threads=1)
+    summary.add("TS_02", 0, TaskResult(number=1, n_particles=1))
+    summary.count_again(leave_out_tasks(plan, {1}), tomogram_set, particle_set)
+    assert summary.n_kept == 1
+    assert summary.dropped == {FAILED_TOMOGRAM: 2, OUTSIDE: 1}
+    assert summary.by_tomogram["TS_02"] == {"kept": 0, "dropped": 3}
+    assert (summary.tomograms[0]["kept"], summary.tomograms[0]["dropped"]) == (0, 3)
+    assert summary.nothing_kept_lines() == ["TS_02: 0 kept, 3 dropped"]
