@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from relion_pseudosubtomo.estimate import (
     task_seconds,
 )
 from relion_pseudosubtomo.extraction import Extraction, Start, memory_text, sums_to_write
-from relion_pseudosubtomo.findings import bytes_text, shorten
+from relion_pseudosubtomo.findings import bytes_text, counted, shorten
 from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.lock import DirectoryLock
 from relion_pseudosubtomo.io.records import Record, add_up
@@ -88,7 +89,7 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
         return EXIT_DONE
     summary.failures.update(job.tomogram_set.failed)
     make_folder(Path(options.output))
-    with DirectoryLock(options.output, job=f"{pool.size} ranks"):
+    with DirectoryLock(options.output, _describe_job(pool.size)):
         start.control.take_over()
         check_unchanged(options)
         for line in summary.nothing_kept_lines():
@@ -98,6 +99,12 @@ def run_job(options: JobOptions, start: Start, pool: Pool) -> int:
             return _say_nothing_was_changed(start)
         summary.close(time.perf_counter() - started, run.seconds, run.busy)
         return _finish(options, start, run)
+
+
+def _describe_job(ranks: int) -> str:
+    """Return what a second job in the same directory is told of this one."""
+    number = os.environ.get("SLURM_JOB_ID", "")
+    return counted(ranks, "rank") + (f", SLURM job {number}" if number else "")
 
 
 def _print_plan(options: JobOptions, job: JobInput, plan: Plan, summary: RunSummary) -> None:

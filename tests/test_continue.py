@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import shutil
 import signal
 import threading
@@ -676,6 +677,27 @@ def test_a_stop_during_the_checks_changes_nothing(
     assert "before anything was changed" in capsys.readouterr().err
     exit_file = FAILURE if how == "signal" else ABORTED
     assert [path.name for path in Path("job").glob("RELION_JOB_EXIT_*")] == [exit_file]
+
+
+@pytest.mark.parametrize(("number", "said"), [(None, ""), ("4711", ", SLURM job 4711")])
+def test_the_lock_names_the_job(
+    number: str | None, said: str, case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the number to look for in the queue, where there is one."""
+    if number is None:
+        monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    else:
+        monkeypatch.setenv("SLURM_JOB_ID", number)
+    texts = []
+
+    def look(*arguments: Any, **more: Any) -> Any:
+        texts.append(Path("out/.lock").read_text())
+        return load(*arguments, **more)
+
+    load = worker.load_tomogram
+    monkeypatch.setattr(worker, "load_tomogram", look)
+    assert main(WORDS) == 0
+    assert texts[0] == f"host {platform.node()}, process {os.getpid()}, 1 rank{said}\n"
 
 
 @pytest.mark.parametrize(
