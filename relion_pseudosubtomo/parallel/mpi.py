@@ -83,7 +83,7 @@ class MpiWorld:
         """
         try:
             if self.rank == 0:
-                return self._lead(main, make_work)
+                return self._lead(main, make_work, stop)
             return _Servant(self._comm, make_work, stop).serve()
         except BaseException:
             try:
@@ -93,11 +93,16 @@ class MpiWorld:
                 self.abort()
             raise
 
-    def _lead(self, main: Callable[[Pool], int], make_work: MakeWork) -> int:
+    def _lead(
+        self, main: Callable[[Pool], int], make_work: MakeWork, stop: Callable[[], bool]
+    ) -> int:
         others = _Others(self._comm)
-        others.await_cores()
+        others.await_cores(stop)
         status = main(LocalPool(make_work, others, others.share, others.n_sharing(0)))
         others.finish(status)
+        if others.unheard:  # perhaps alive, but late: they would wait for this rank
+            _flush_streams()
+            self._comm.Abort(status)
         if others.lost:
             _leave_at_once(status)
         return status
@@ -168,6 +173,7 @@ class _Others:
         self._sent: list[MPI.Request] = []
         self.ranks = set(range(1, comm.Get_size()))
         self.lost: set[int] = set()
+        self.unheard: set[int] = set()
         self._cores = {0: _own_cores()}
         self._silence = {rank: _Silence() for rank in self.ranks}
         self._last_sign = time.monotonic()
@@ -182,12 +188,19 @@ class _Others:
         """The node of each rank, rank 0 included."""
         return {rank: node for rank, (node, _) in self._cores.items()}
 
-    def await_cores(self) -> None:
+    def await_cores(self, stop: Callable[[], bool]) -> None:
         """Wait until every rank that lives has said where it runs.
 
         There are no collective calls anywhere: with a dead rank they would hang, or fail on all.
+        Once an end is asked for, ranks that do not come within seconds are done without.
+
+        Raises
+        ------
+        RuntimeError
+            Where a rank was silent for too long.
         """
-        while not self.ranks <= self._cores.keys():
+        silence, stopping = _Silence(), _Silence()
+        while missing := self.ranks - self._cores.keys():
             try:
                 message = _probe(self._comm, MPI.ANY_SOURCE, _HELLO)
                 if message is not None:
@@ -198,6 +211,14 @@ class _Others:
                 if not _is_death(error):
                     raise
                 self._find_dead()
+            silence.look(heard=False)
+            stopping.look(heard=not stop())
+            if silence.seconds > SILENCE:
+                raise RuntimeError(silence.describe(min(missing)))
+            if stopping.seconds > _FAREWELL:
+                self.ranks -= missing
+                self.unheard = missing
+                return
             time.sleep(LOOK_INTERVAL)
 
     def n_sharing(self, rank: int) -> int:

@@ -33,6 +33,8 @@ LONG_BOX = ["--b", "640", "--crop", "48", "--bin", "4", "--j", "1"]
 N_KILLS = 20
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK")
 MARK = "PSEUDOSUBTOMO_TEST_RUN"
+#: Exit status of the program after a signal.
+STOPPED = 75
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +274,60 @@ def test_a_rank_that_is_silent_ends_all_ranks(
     assert status != 0
     assert re.search(rf"rank {victim}\b.* was not heard of for 5 s", text)
     assert not (output / "particles.star").exists()
+
+
+def write_late_start(limit: float) -> Path:
+    """Return a script of the program whose rank 2 does not come, and says that it does not."""
+    script = Path("relion_pseudosubtomo_late.py")
+    script.write_text(
+        "import pathlib, sys, time\n"
+        "from relion_pseudosubtomo.parallel import mpi\n"
+        f"mpi.SILENCE = {limit}\n"
+        "serve = mpi._Servant.serve\n"
+        "def serve_late(self):\n"
+        "    if self._rank == 2:\n"
+        "        pathlib.Path('late').touch()\n"
+        f"        time.sleep({TIME_LIMIT})\n"
+        "    return serve(self)\n"
+        "mpi._Servant.serve = serve_late\n"
+        "from relion_pseudosubtomo.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    return script
+
+
+def test_a_rank_that_never_comes_ends_all_ranks(
+    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died before it could say where it runs; the limit is shortened."""
+    monkeypatch.chdir(finished)
+    words = [*launcher.command(3)[:-2], str(write_late_start(3.0)), *OPTIMISATION_SET, *BOX]
+    done = run([*words, "--o", "PS/late/"], launcher.environment, limit=60)
+    assert done.returncode != 0
+    assert "rank 2 was not heard of for 3 s" in done.stdout
+    assert not Path("PS/late").exists()
+
+
+def test_a_signal_while_a_rank_does_not_come(
+    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 does without it: status 75, long before the rank is taken for dead."""
+    monkeypatch.chdir(finished)
+    words = [*launcher.command(3)[:-2], str(write_late_start(600.0)), *OPTIMISATION_SET, *BOX]
+
+    def wait() -> None:
+        deadline = time.monotonic() + TIME_LIMIT
+        while not Path("late").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    Path("late").unlink(missing_ok=True)
+    started = time.monotonic()
+    status, text = run_and_kill(
+        [*words, "--o", "PS/late/"], launcher.environment, 0, wait, signal.SIGUSR1
+    )
+    assert "Stopped by a signal before anything was changed" in text
+    assert status == STOPPED, text
+    assert time.monotonic() - started < TIME_LIMIT / 2
 
 
 def test_bad_input_ends_all_ranks_with_the_messages_once(workdir: Path, launcher: Launcher) -> None:
