@@ -84,9 +84,14 @@ def read_tables(path: Path) -> StarFile:
 
 def rewrite_particles(path: Path, change: Callable[[Columns], Columns]) -> None:
     """Change the columns of `data_particles` in a file."""
+    rewrite_table(path, "particles", change)
+
+
+def rewrite_table(path: Path, name: str, change: Callable[[Columns], Columns]) -> None:
+    """Change the columns of a table in a file."""
     tables = dict(read_tables(path).tables)
-    old = tables["particles"]
-    tables["particles"] = type(old)("particles", change(old.columns))
+    old = tables[name]
+    tables[name] = type(old)(name, change(old.columns))
     write_star(path, tables.values())
 
 

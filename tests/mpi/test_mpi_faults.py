@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import random
@@ -26,6 +27,8 @@ from mpi_project import (
     run_serial,
 )
 
+from relion_pseudosubtomo.pipeline import ABORT_NOW, ABORTED, SUCCESS
+
 #: A job of a few seconds that writes little: large windows, small volumes.
 BOX = ["--b", "384", "--crop", "48", "--bin", "4", "--j", "1"]
 #: One that lasts long enough for another program to start beside it.
@@ -47,6 +50,16 @@ def finished(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = run_serial(*OPTIMISATION_SET, *BOX, "--o", "PS/whole/")
         assert done.returncode == 0, done.stdout
     return copy
+
+
+@pytest.fixture(scope="module")
+def finished_long(finished: Path) -> Path:
+    """Return the same with an undisturbed run of the longer job in PS/whole_long too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(finished)
+        done = run_serial(*OPTIMISATION_SET, *LONG_BOX, "--o", "PS/whole_long/")
+        assert done.returncode == 0, done.stdout
+    return finished
 
 
 def find_rank(mark: str, rank: int) -> int | None:
@@ -73,14 +86,29 @@ def wait_for_images(output: Path) -> None:
         time.sleep(0.05)
 
 
+def wait_for_records(output: Path) -> None:
+    """Wait until a job has noted its first particles as done."""
+    deadline = time.monotonic() + TIME_LIMIT
+    while not list(output.glob(".completed/*/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def run_and_kill(
     words: list[str],
     environment: dict[str, str],
     rank: int,
     wait: Callable[[], None],
     number: signal.Signals = signal.SIGKILL,
-) -> tuple[int, str]:
-    """Start a job, wait, kill one of its ranks, wait for the end of it."""
+) -> tuple[int, str, bool]:
+    """Start a job, wait, kill one of its ranks, wait for the end of it.
+
+    Returns
+    -------
+    status : int
+    output : str
+    is_hit : bool
+        Whether the rank was there to be killed.
+    """
     mark = uuid.uuid4().hex
     with subprocess.Popen(
         words,
@@ -92,14 +120,18 @@ def run_and_kill(
     ) as process:
         wait()
         victim = find_rank(mark, rank)
+        is_hit = victim is not None
         if victim is not None:
-            os.kill(victim, number)
+            try:
+                os.kill(victim, number)
+            except ProcessLookupError:
+                is_hit = False
         try:
             output, _ = process.communicate(timeout=TIME_LIMIT)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-        return process.returncode, output
+        return process.returncode, output, is_hit
 
 
 def assert_no_half_files(output: Path, whole: Path) -> None:
@@ -124,24 +156,25 @@ def time_one_run(launcher: Launcher) -> float:
 def test_killed_ranks_at_random_moments(
     finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After SIGKILL of any rank the job ends, and continues to the same files."""
+    """After SIGKILL of any rank the job ends, and continues to the same files.
+
+    Half of the kills wait for a record: then a part of the work is done, however fast the machine.
+    """
     monkeypatch.chdir(finished)
     generator = random.Random(7)
     duration = time_one_run(launcher)
-    n_interrupted = 0
+    n_hits, n_amid = 0, {"rank 0": 0, "another": 0}
     for i in range(N_KILLS):
         output = Path(f"PS/killed{i:02d}")
         n_ranks, continued = generator.choice([(2, 3), (3, 2), (3, 1), (2, 1)])
         rank = i % 2 * generator.randrange(1, n_ranks)  # rank 0 every other time
         words = [*OPTIMISATION_SET, *BOX, "--o", f"{output}/"]
-        status, _ = run_and_kill(
-            [*launcher.command(n_ranks), *words],
-            launcher.environment,
-            rank,
-            partial(time.sleep, duration * generator.uniform(0.2, 1.0)),
+        at_random = partial(time.sleep, duration * generator.uniform(0.2, 1.0))
+        wait = partial(wait_for_records, output) if i % 4 < 2 else at_random
+        status, _, is_hit = run_and_kill(
+            [*launcher.command(n_ranks), *words], launcher.environment, rank, wait
         )
         if status != 0:
-            n_interrupted += 1
             if (output / "optimisation_set.star").exists():  # killed after the last file
                 assert_same_results(Path("PS/whole"), output)
             elif output.exists():
@@ -151,8 +184,14 @@ def test_killed_ranks_at_random_moments(
         )
         assert done.returncode == 0, done.stdout
         assert_same_results(Path("PS/whole"), output)
+        if is_hit and status != 0:
+            n_hits += 1
+            summary = json.loads((output / "run_summary.json").read_text())
+            is_amid = 0 < summary["n_done_before"] < summary["n_kept"]
+            n_amid["another" if rank else "rank 0"] += is_amid
         shutil.rmtree(output)
-    assert n_interrupted >= N_KILLS // 4
+    assert n_hits >= N_KILLS // 2
+    assert min(n_amid.values()) >= N_KILLS // 10, n_amid
 
 
 def test_a_lost_rank_is_replaced_where_the_launcher_lets_the_job_live(
@@ -164,9 +203,10 @@ def test_a_lost_rank_is_replaced_where_the_launcher_lets_the_job_live(
     monkeypatch.chdir(finished)
     words = [*launcher.command(3, "--with-ft", "ulfm"), *OPTIMISATION_SET, *BOX]
     output = Path("PS/ulfm")
-    status, text = run_and_kill(
+    status, text, is_hit = run_and_kill(
         [*words, "--o", f"{output}/"], launcher.environment, 1, partial(wait_for_images, output)
     )
+    assert is_hit
     assert "Lost rank 1: its work was done by others" in text
     assert status == 0, text
     assert_same_results(Path("PS/whole"), output)
@@ -270,7 +310,7 @@ def test_a_rank_that_is_silent_ends_all_ranks(
     output = Path(f"PS/silent_{victim}")
     words = [*launcher.command(3)[:-2], str(script), *OPTIMISATION_SET, *BOX, "--o", f"{output}/"]
     wait = partial(wait_for_images, output)
-    status, text = run_and_kill(words, launcher.environment, victim, wait, signal.SIGSTOP)
+    status, text, _ = run_and_kill(words, launcher.environment, victim, wait, signal.SIGSTOP)
     assert status != 0
     assert re.search(rf"rank {victim}\b.* was not heard of for 5 s", text)
     assert not (output / "particles.star").exists()
@@ -322,7 +362,7 @@ def test_a_signal_while_a_rank_does_not_come(
 
     Path("late").unlink(missing_ok=True)
     started = time.monotonic()
-    status, text = run_and_kill(
+    status, text, _ = run_and_kill(
         [*words, "--o", "PS/late/"], launcher.environment, 0, wait, signal.SIGUSR1
     )
     assert "Stopped by a signal before anything was changed" in text
@@ -361,6 +401,7 @@ def test_a_signal_stops_the_job_and_it_continues(
             os.kill(victim, signal.SIGUSR1)
         text, _ = process.communicate(timeout=TIME_LIMIT)
     assert "Stopped by a signal" in text
+    assert process.returncode == STOPPED, text
     assert not (output / "particles.star").exists()
     n_before = len(list(output.glob("Subtomograms/*/*_data.mrc")))
     done = run_serial(*OPTIMISATION_SET, *BOX, "--o", f"{output}/", "--only_do_unfinished")
@@ -369,11 +410,44 @@ def test_a_signal_stops_the_job_and_it_continues(
     assert_same_results(Path("PS/whole"), output)
 
 
+def test_the_interface_aborts_all_ranks_and_the_job_continues(
+    finished_long: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RELION_JOB_ABORT_NOW: an end within seconds, status 1, the file that says so."""
+    monkeypatch.chdir(finished_long)
+    output = Path("PS/abort")
+    words = [*OPTIMISATION_SET, *LONG_BOX, "--o", f"{output}/", "--pipeline_control", f"{output}/"]
+    with subprocess.Popen(
+        [*launcher.command(3), *words],
+        env=launcher.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        wait_for_records(output)
+        (output / ABORT_NOW).touch()
+        asked = time.monotonic()
+        text, _ = process.communicate(timeout=TIME_LIMIT)
+    assert time.monotonic() - asked < 30
+    assert process.returncode == 1, text
+    assert "Aborted by RELION's interface" in text
+    assert [path.name for path in output.glob("RELION_JOB_EXIT_*")] == [ABORTED]
+    assert not (output / "particles.star").exists()
+    done = run([*launcher.command(3), *words, "--only_do_unfinished"], launcher.environment)
+    assert done.returncode == 0, done.stdout
+    summary = json.loads((output / "run_summary.json").read_text())
+    assert 0 < summary["n_done_before"] < summary["n_kept"]
+    assert [path.name for path in output.glob("RELION_JOB_*")] == [SUCCESS]
+    (output / SUCCESS).unlink()
+    assert_same_results(Path("PS/whole_long"), output)
+
+
 def test_two_jobs_in_one_directory(
-    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+    finished_long: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second job is refused and told who holds the directory; the first one completes."""
-    monkeypatch.chdir(finished)
+    monkeypatch.chdir(finished_long)
     output = Path("PS/both")
     words = [*OPTIMISATION_SET, *LONG_BOX, "--o", f"{output}/"]
     with subprocess.Popen(
@@ -390,6 +464,4 @@ def test_two_jobs_in_one_directory(
     assert second.returncode == 1
     assert "Another job is writing to this directory" in second.stdout
     assert platform.node() in second.stdout
-    alone = run_serial(*OPTIMISATION_SET, *LONG_BOX, "--o", "PS/alone/")
-    assert alone.returncode == 0, alone.stdout
-    assert_same_results(Path("PS/alone"), output)
+    assert_same_results(Path("PS/whole_long"), output)

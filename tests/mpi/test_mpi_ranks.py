@@ -12,14 +12,21 @@ import pytest
 from mpi_project import (
     BOX,
     OPTIMISATION_SET,
+    PARTICLES_KEPT,
     Launcher,
     assert_same_results,
+    list_contents,
     read_tables,
     rewrite_particles,
+    rewrite_table,
     run,
     run_serial,
 )
 
+from relion_pseudosubtomo.model.particle_set import Columns
+
+#: Bytes that Python and NumPy alone take of a rank.
+LEAST_MEMORY = 10_000_000
 DIRECT = ["--p", "Picks/job007/particles.star", "--t", "Tomograms/job008/tomograms.star"]
 
 
@@ -92,7 +99,12 @@ def test_any_number_of_ranks_and_threads(
     assert_same_results(Path("PS/serial"), output)
     summary = json.loads((output / "run_summary.json").read_text())
     assert summary["ranks"] == n_ranks
-    assert len(summary["private_memory"]) >= 1
+    measured = {int(rank) for rank in summary["private_memory"]}
+    worked = {item["rank"] for item in summary["tomograms"]}
+    assert worked <= measured <= set(range(n_ranks))
+    if n_ranks <= len(PARTICLES_KEPT):  # each gets a tomogram at once
+        assert worked == set(range(n_ranks))
+    assert min(summary["private_memory"].values()) > LEAST_MEMORY
 
 
 def test_a_tomogram_is_split_where_ranks_would_idle(workdir: Path, launcher: Launcher) -> None:
@@ -129,6 +141,17 @@ def test_prebinned_tomograms_agree(workdir: Path, launcher: Launcher) -> None:
     assert_same_results(Path("PS/serial"), Path("PS/ranks"))
 
 
+def align_again(columns: Columns) -> Columns:
+    """Return a tilt table with another alignment: half a degree in the plane, 5 Angstrom."""
+    moved = {"rlnTomoZRot": 0.5, "rlnTomoXShiftAngst": 5.0}
+    return {
+        label: np.array([f"{float(value) + moved[label]:.6f}" for value in values], dtype=object)
+        if label in moved
+        else values
+        for label, values in columns.items()
+    }
+
+
 def test_direct_entries_and_after_frame_alignment(workdir: Path, launcher: Launcher) -> None:
     """The manual's job, then one from the set it wrote with trajectories and other tomograms."""
     trajectories = next(workdir.rglob("motion.star"))
@@ -137,9 +160,11 @@ def test_direct_entries_and_after_frame_alignment(workdir: Path, launcher: Launc
     assert done.returncode == 0, done.stdout
     particles = read_tables(Path("PS/job001/particles.star")).tables["particles"]
     assert set(particles.columns["rlnOriginXAngst"]) == {"0.000000"}
-    moved = workdir / "Tomograms/job008/tilt_series/TS_01.star"
-    moved.write_text(moved.read_text().replace("data_TS_01", "# refined\ndata_TS_01"))
     again = ["--i", "PS/job001/optimisation_set.star", "--mot", str(trajectories), *BOX]
+    done = run_serial(*again, "--o", "PS/before/", "--j", "2")
+    assert done.returncode == 0, done.stdout
+    tilts = workdir / "Tomograms/job008/tilt_series/TS_01.star"
+    rewrite_table(tilts, "TS_01", align_again)
     done = run(
         [*launcher.command(8), *again, "--o", "PS/job002/", "--j", "1"], launcher.environment
     )
@@ -147,6 +172,11 @@ def test_direct_entries_and_after_frame_alignment(workdir: Path, launcher: Launc
     done = run_serial(*again, "--o", "PS/job003/", "--j", "2")
     assert done.returncode == 0, done.stdout
     assert_same_results(Path("PS/job002"), Path("PS/job003"))
+    before, after = (dict(list_contents(Path("PS", name))) for name in ("before", "job002"))
+    images = [name for name in after if name.endswith("_data.mrc")]
+    changed = {name for name in images if before[name] != after[name]}
+    assert changed == {name for name in images if "/TS_01/" in name}
+    assert 0 < len(changed) < len(images)
     entries = read_tables(Path("PS/job002/optimisation_set.star")).tables[""].first_row()
     assert "rlnTomoTrajectoriesFile" in entries
 
