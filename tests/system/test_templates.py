@@ -13,8 +13,10 @@ SCRIPTS = sorted(TEMPLATES.glob("*.sh"))
 BY_NAME = pytest.mark.parametrize("script", SCRIPTS, ids=[path.name for path in SCRIPTS])
 
 #: What RELION replaces (its saveJobSubmissionScript); XXXextra1XXX and so on are for sites.
-SIZES = {"mpinodes", "threads", "cores", "dedicated", "nodes"}
-NAMES = {"name", "errfile", "outfile", "queue", "command"}
+NEEDED = {"mpinodes", "threads", "dedicated", "nodes"}
+NEEDED |= {"name", "errfile", "outfile", "queue", "command"}
+#: The product of two of them, which SLURM is not told.
+SPARE = {"cores"}
 
 
 @BY_NAME
@@ -51,7 +53,9 @@ def test_resumable_always_continues() -> None:
 def test_relion_replaces_every_variable_and_the_command_once() -> None:
     # RELION repeats a line with the command for each of a job's commands, comments too
     text = (TEMPLATES / "relion_queue.sh").read_text()
-    assert set(re.findall("XXX([a-z0-9]+)XXX", text)) <= SIZES | NAMES
+    assert NEEDED <= set(re.findall("XXX([a-z0-9]+)XXX", text)) <= NEEDED | SPARE
+    readme = (TEMPLATES / "README.md").read_text()
+    assert [name for name in sorted(NEEDED) if f"XXX{name}XXX" not in readme] == []
     (line,) = [line for line in text.splitlines() if "XXXcommandXXX" in line]
     assert line.startswith("srun ")
     assert "'" not in line
