@@ -24,6 +24,8 @@ ADVICE: dict[str, str] = {
     "output-directory": "Give another --o, or make that directory writable.",
     "output-options": "Give the options of that run, or another --o, or --overwrite without "
     "--only_tomogram.",
+    "output-version": "Continue with the version that made them, or replace them with --overwrite "
+    "without --only_tomogram, or give another --o.",
     "output-exists": "Continue that run with --only_do_unfinished, replace its results with "
     "--overwrite, or give another --o.",
     "output-foreign": "Give another --o, or remove these files: only results with completion "

@@ -16,7 +16,7 @@ from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.findings import bytes_text
 from relion_pseudosubtomo.io.atomic import TEMPORARY_PATTERN
 from relion_pseudosubtomo.io.containers import ContainerStore
-from relion_pseudosubtomo.io.fingerprint import describe_options
+from relion_pseudosubtomo.io.fingerprint import describe_job
 from relion_pseudosubtomo.io.records import FOLDER, Record, RecordStore, add_up
 from relion_pseudosubtomo.model import Task, TomogramSet
 from relion_pseudosubtomo.options import DIALECT_FOLDERS, TOP_FILES, JobOptions, particle_file
@@ -158,7 +158,7 @@ class OutputDirectory:
     def begin(self) -> None:
         """Remove what is obsolete; note first what the new results are made with."""
         if writes_records(self._options):
-            self.records.write_job(describe_options(self._options))
+            self.records.write_job(describe_job(self._options))
         self._remove_obsolete()
         for tomogram in self._unwanted_containers():
             self.containers.remove(tomogram)

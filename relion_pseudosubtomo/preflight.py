@@ -13,7 +13,7 @@ from relion_pseudosubtomo.dialects import check_dialects
 from relion_pseudosubtomo.errors import InputError, LockedError
 from relion_pseudosubtomo.findings import Findings, format_findings, list_first
 from relion_pseudosubtomo.io.containers import CONTAINER_SUFFIX, container_name
-from relion_pseudosubtomo.io.fingerprint import FLAGS, describe_options
+from relion_pseudosubtomo.io.fingerprint import FLAGS, NUMBER, describe_job, fill_in_defaults
 from relion_pseudosubtomo.io.lock import find_holder
 from relion_pseudosubtomo.io.optimisation_set import resolve
 from relion_pseudosubtomo.io.particles import make_particle_set, read_particle_table
@@ -187,7 +187,7 @@ def check_output_directory(options: JobOptions, findings: Findings) -> None:
     options : JobOptions
         The directory need not exist. RELION's own job files in it do not count.
     findings : Findings
-        Gets an error `output-directory`, `output-exists` or `output-options`.
+        Gets an error `output-directory`, `output-exists`, `output-version` or `output-options`.
     """
     path = options.output
     existing = os.path.abspath(path)
@@ -251,15 +251,30 @@ def _check_results(options: JobOptions, findings: Findings) -> None:
             found="results of another run",
         )
     elif not options.overwrite or _keeps_others(options):
-        now = describe_options(options)
-        for name in sorted(now.keys() | former.keys()):
-            if now.get(name) != former.get(name):
-                findings.error(
-                    "output-options",
-                    f"--{FLAGS.get(name, name)} is not that of the results in {path}",
-                    expected=former.get(name, "nothing"),
-                    found=now.get(name, "nothing"),
-                )
+        _compare_jobs(path, fill_in_defaults(former), describe_job(options), findings)
+
+
+def _compare_jobs(
+    path: str, former: dict[str, str], now: dict[str, str], findings: Findings
+) -> None:
+    """Check that results are continued by a version, and with options, that give the same."""
+    if former.get(NUMBER) != now[NUMBER]:
+        findings.error(
+            "output-version",
+            "results of a version of this program that computes other images",
+            file=path,
+            expected=f"{NUMBER} {now[NUMBER]}",
+            found=former.get(NUMBER, "none"),
+        )
+        return
+    for name in sorted(now.keys() | former.keys()):
+        if now.get(name) != former.get(name):
+            findings.error(
+                "output-options",
+                f"--{FLAGS.get(name, name)} is not that of the results in {path}",
+                expected=former.get(name, "nothing"),
+                found=now.get(name, "nothing"),
+            )
 
 
 def _keeps_others(options: JobOptions) -> bool:

@@ -16,6 +16,7 @@ from project_copy import REFERENCE, ProjectCopy
 
 from relion_pseudosubtomo.cli import SUBCOMMANDS, main
 from relion_pseudosubtomo.findings import ADVICE
+from relion_pseudosubtomo.io.fingerprint import MATHEMATICS, NUMBER
 from relion_pseudosubtomo.io.lock import DirectoryLock
 
 P, T, TILTS, MOTION = "particles.star", "tomograms.star", "tilt_series/TS_01.star", "motion.star"
@@ -227,7 +228,9 @@ def use_motion(*more: str) -> tuple[str, ...]:
 
 
 RESULTS = write("out/particles.star", "data_particles\n")
-FORMER_RUN = write("out/.completed/job.json", '{"box": "40", "crop": "20", "binning": "4.0"}')
+FORMER_OPTIONS = f'"{NUMBER}": "{MATHEMATICS}", "box": "40", "crop": "20", "binning": "4.0"'
+FORMER_RUN = write("out/.completed/job.json", f"{{{FORMER_OPTIONS}}}")
+FORMER_VERSION = write("out/.completed/job.json", f'{{{FORMER_OPTIONS}, "{NUMBER}": "0"}}')
 NO_SIZES = several(*(without(T, f"rlnTomoSize{axis}") for axis in "XYZ"))
 NO_ALIGNMENT = several(
     *(without(TILTS, f"rlnTomo{name}") for name in ("YTilt", "ZRot", "XShiftAngst", "YShiftAngst"))
@@ -272,6 +275,12 @@ BAD = [
     error("output-exists", FORMER_RUN, "found results of another run"),
     error(
         "output-options", FORMER_RUN, "expected 4.0, found 2.0", arguments=("--only_do_unfinished",)
+    ),
+    error(
+        "output-version",
+        FORMER_VERSION,
+        f"expected {NUMBER} {MATHEMATICS}, found 0",
+        arguments=("--only_do_unfinished",),
     ),
     # STAR files
     error("missing-file", lambda case: (case.path / P).unlink(), f"missing in {P}"),

@@ -22,7 +22,7 @@ from relion_pseudosubtomo.cli import main
 from relion_pseudosubtomo.errors import InputError, OutputError
 from relion_pseudosubtomo.estimate import all_sums_bytes, sums_bytes
 from relion_pseudosubtomo.extraction import sums_to_write
-from relion_pseudosubtomo.io import atomic, mrc
+from relion_pseudosubtomo.io import atomic, fingerprint, mrc
 from relion_pseudosubtomo.io.records import Record, RecordStore
 from relion_pseudosubtomo.output_directory import OutputDirectory
 from relion_pseudosubtomo.parallel.schedule import TaskCost
@@ -162,6 +162,36 @@ def test_changed_input_is_extracted_again(case: ProjectCopy) -> None:
     assert main([*WORDS, "--overwrite"]) == 0
     assert n_done_before() == 0
     assert contents() == changed
+
+
+def test_results_of_an_older_version_are_continued(case: ProjectCopy) -> None:
+    """It noted nothing of an option that it did not have: that option is at its default."""
+    assert main(WORDS) == 0
+    before, path = contents(), Path("out/.completed/job.json")
+    noted = json.loads(path.read_text())
+    del noted["exact_centre"]
+    path.write_text(json.dumps(noted))
+    assert main([*CONTINUE, "--exact_centre"]) == 1
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 4
+    assert contents() == before
+
+
+def test_results_of_other_mathematics_are_not_continued(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images of two kinds would lie in one set: that is said, and nothing is changed."""
+    assert main(WORDS) == 0
+    before = contents()
+    monkeypatch.setattr(fingerprint, "MATHEMATICS", fingerprint.MATHEMATICS + 1)
+    assert main(CONTINUE) == 1
+    text = capsys.readouterr().err
+    assert "[output-version] results of a version of this program that computes other" in text
+    assert "[output-options]" not in text
+    assert contents() == before
+    assert main([*WORDS, "--overwrite"]) == 0
+    assert main(CONTINUE) == 0
+    assert n_done_before() == 4
 
 
 def test_the_first_tomogram_alone_is_kept(case: ProjectCopy) -> None:

@@ -13,6 +13,14 @@ from numpy.typing import NDArray
 from relion_pseudosubtomo.model import ParticleSet, Task, Tomogram, Trajectories
 from relion_pseudosubtomo.options import JobOptions
 
+#: To be raised by every change of the program that gives other bytes of images, sums or containers
+#: for the same input and options, or that gives an option another default: what an older version
+#: has finished is not continued then. A new option whose default changes nothing needs no number.
+MATHEMATICS = 1
+
+#: Its name among the options in job.json.
+NUMBER = "mathematics"
+
 #: Options that change how a job runs, but none of its numbers or file names.
 WITHOUT_EFFECT = frozenset(
     {
@@ -49,6 +57,25 @@ def describe_options(options: JobOptions) -> dict[str, str]:
     return {name: repr(value) for name, value in values.items() if name not in WITHOUT_EFFECT}
 
 
+def describe_job(options: JobOptions) -> dict[str, str]:
+    """Return what a directory notes of the job that its results are made with."""
+    return {NUMBER: str(MATHEMATICS), **describe_options(options)}
+
+
+def fill_in_defaults(noted: dict[str, str]) -> dict[str, str]:
+    """Return what a directory notes of a job, with the options that its version did not have."""
+    return {**_describe_defaults(JobOptions), **noted}
+
+
+def _describe_defaults(options: JobOptions | type[JobOptions]) -> dict[str, str]:
+    """Return the options that results depend on as they are where they are not given."""
+    return {
+        field.name: repr(field.default)
+        for field in dataclasses.fields(options)
+        if field.name not in WITHOUT_EFFECT and field.default is not dataclasses.MISSING
+    }
+
+
 def fingerprint_task(
     options: JobOptions,
     tomogram: Tomogram,
@@ -58,10 +85,13 @@ def fingerprint_task(
 ) -> str:
     """Return a fingerprint of a whole tomogram's task: options, tables, and its image files.
 
+    Options count where they are not at their default, so that new ones change no fingerprint.
     Image files count by path, size and time of change; their pixels are not read.
     """
     digest = hashlib.sha256()
-    _add(digest, describe_options(options))
+    _add(digest, MATHEMATICS)
+    given = describe_options(options).items() - _describe_defaults(options).items()
+    _add(digest, sorted(given))
     _add(digest, dataclasses.astuple(tomogram))
     rows = task.rows
     for name in ("coordinate", "offset", "subtomogram_angles", "angles"):
