@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +14,12 @@ from tqdm import tqdm
 
 #: Seconds between two lines of a batch log.
 LINE_INTERVAL = 30.0
+
+#: Set by the launcher whose ranks have terminals of their own.
+_OWN_TERMINALS = "OMPI_COMM_WORLD_SIZE"
+
+#: How names of terminals begin.
+_TERMINALS = ("/dev/pts/", "/dev/tty")
 
 logger = logging.getLogger("relion_pseudosubtomo")
 
@@ -43,6 +51,26 @@ def _above_bar(handler: logging.Handler) -> logging.Handler:
     return handler
 
 
+def _ends_at_terminal() -> bool:
+    """Return whether what is written to standard output is seen on a terminal.
+
+    Open MPI gives its ranks terminals of their own, also where their output goes into a file. Then
+    the launcher's counts: the nearest process above this one that writes elsewhere.
+    """
+    if sys.stdout is None or not sys.stdout.isatty():  # none: it was closed
+        return False
+    if _OWN_TERMINALS not in os.environ:
+        return True
+    try:
+        own, process = os.readlink("/proc/self/fd/1"), os.getppid()
+        while (output := os.readlink(f"/proc/{process}/fd/1")) == own:
+            status = Path(f"/proc/{process}/status").read_text()
+            process = int(status.split("PPid:")[1].split()[0])
+    except OSError:  # another user's, or above them all
+        return False
+    return output.startswith(_TERMINALS)
+
+
 class Progress:
     """Counts the particles of all ranks and shows how far the run is.
 
@@ -57,8 +85,8 @@ class Progress:
         self._done = 0
         self._started = self._last_line = time.monotonic()
         self._handlers: list[logging.Handler] | None = None
-        is_terminal = sys.stdout is not None and sys.stdout.isatty()  # none: it was closed
-        self._bar = tqdm(total=total, unit=" particles", file=sys.stdout, disable=not is_terminal)
+        is_shown = _ends_at_terminal()
+        self._bar = tqdm(total=total, unit=" particles", file=sys.stdout, disable=not is_shown)
 
     def __enter__(self) -> Progress:
         """Show the bar; lines of the log go above it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -105,6 +107,42 @@ def test_any_number_of_ranks_and_threads(
     if n_ranks <= len(PARTICLES_KEPT):  # each gets a tomogram at once
         assert worked == set(range(n_ranks))
     assert min(summary["private_memory"].values()) > LEAST_MEMORY
+
+
+#: The program, with a line in the log at every look instead of every 30 s.
+LINES = """
+import sys
+from relion_pseudosubtomo import progress
+progress.LINE_INTERVAL = 0.0
+from relion_pseudosubtomo.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_bar_is_for_terminals(
+    serial: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    """Open MPI gives its ranks a terminal also where the log is a file, which gets lines."""
+    if is_terminal and launcher.name != "Open MPI":
+        pytest.skip(f"the ranks of {launcher.name} write to pipes, also on a terminal")
+    if is_terminal and shutil.which("script") is None:
+        pytest.skip("no program script to make a terminal with")
+    monkeypatch.chdir(serial)
+    output, log = f"PS/bar{int(is_terminal)}/", Path(f"bar{int(is_terminal)}.log")
+    Path("lines.py").write_text(LINES)
+    command = [*launcher.command(2)[:-2], "lines.py"]
+    shell = ["sh", "-c", f'"$@" {"" if is_terminal else f">{log} 2>&1"}; exit $?', "sh"]
+    through = [*command[:-3], "sh", "-c", '"$@"; exit $?', "sh", *command[-3:]]
+    words = [*shell, *through, *OPTIMISATION_SET, *BOX, "--o", output, "--j", "1"]
+    if is_terminal:
+        words = ["script", "-qefc", f"stty cols 100 rows 30; {shlex.join(words)}", str(log)]
+    done = run(words, launcher.environment)
+    text = log.read_bytes().decode(errors="replace")
+    assert done.returncode == 0, text
+    assert "particles.star" in text
+    assert ("%|" in text) == is_terminal
+    assert bool(re.search(r"\d of \d+ particles \(\d+%\), ", text)) == (not is_terminal)
 
 
 def test_a_tomogram_is_split_where_ranks_would_idle(workdir: Path, launcher: Launcher) -> None:
