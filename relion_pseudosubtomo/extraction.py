@@ -118,8 +118,8 @@ class Extraction:
         Whether any rank was told to stop.
     unfit : set of int
         Ranks that can do nothing of the job; the others stop then.
-    blameless : bool
-        Whether nothing failed for another reason than its input.
+    may_leave_out : bool
+        Whether every failure is its tomogram's own, so that `--allow_failures` does without it.
     """
 
     options: JobOptions
@@ -133,7 +133,7 @@ class Extraction:
     completed: Completed = field(default_factory=Completed)
     signalled: bool = False
     unfit: set[int] = field(default_factory=set)
-    blameless: bool = True
+    may_leave_out: bool = True
 
     def extract(self, pool: Pool, start: Start) -> bool:
         """Do what no record says is done; failures are noted, not raised.
@@ -315,10 +315,10 @@ class Extraction:
             if rank not in self.unfit:
                 logger.error("%s", outcome.error)
             self.unfit.add(rank)
-            self.blameless = False
+            self.may_leave_out = False
         elif outcome.error:
             self.failed.add(piece.task)
-            self.blameless = self.blameless and outcome.is_input
+            self.may_leave_out = self.may_leave_out and outcome.is_local
             self.summary.failures[name] = outcome.error
             logger.error("Tomogram %s failed: %s", name, outcome.error)
             if outcome.details:

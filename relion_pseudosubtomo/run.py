@@ -136,7 +136,7 @@ def _print_plan(options: JobOptions, job: JobInput, plan: Plan, summary: RunSumm
 def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
     """Merge what is complete, or say why nothing is merged."""
     summary, missing = run.summary, run.missing_tasks()
-    skipping = options.allow_failures and run.blameless and missing <= run.failed
+    skipping = options.allow_failures and run.may_leave_out and missing <= run.failed
     merging = not missing or skipping
     if merging and missing == {task.number for task in run.plan.tasks}:
         merging = False
@@ -265,6 +265,6 @@ def _say_why_not_merged(start: Start, run: Extraction) -> int:
         len(run.summary.failures),
         ", ".join(run.summary.failures),
         hint,
-        ", or leave them out with --allow_failures" if run.blameless else "",
+        ", or leave them out with --allow_failures" if run.may_leave_out else "",
     )
     return EXIT_FAILED

@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -442,21 +443,27 @@ def test_bad_images_stop_the_job_or_are_left_out(
     assert summary["tomograms"][0].items() >= {"name": "TS_01", "kept": 2, "dropped": 0}.items()
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), ValueError("what nobody thought of")], ids=type
+)
 def test_failures_during_the_run_can_be_left_out(
-    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """With --allow_failures a tomogram that fails while extracting is left out, with its reason."""
+    """With --allow_failures a tomogram that fails while extracting is left out, with its reason.
+
+    Also where the program is to blame: the others are whole.
+    """
 
     def fail(options, tomogram, index, used, **rest):  # type: ignore[no-untyped-def]
         if tomogram.name == "TS_01":
-            raise OSError(5, "Input/output error")
+            raise error
         return load(options, tomogram, index, used, **rest)
 
     load = worker.load_tomogram
     monkeypatch.setattr(worker, "load_tomogram", fail)
     assert main([*WORDS, "--allow_failures"]) == 0
     failures = json.loads(Path("out/run_summary.json").read_text())["failures"]
-    assert "Input/output error" in failures["TS_01"]
+    assert str(error.args[-1]) in failures["TS_01"]
     assert Path("out/dropped.star").read_text().count('"tomogram failed"') == 2
 
 
@@ -599,15 +606,23 @@ def test_partial_sums_that_cannot_be_read_at_the_merge(
     assert contents() == before
 
 
+@pytest.mark.parametrize(
+    "make_error",
+    [lambda path: OutputError(f"{path} could not be written: no space left"), MemoryError],
+    ids=["disk", "memory"],
+)
 def test_what_cannot_be_written_is_never_left_out_silently(
-    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: ProjectCopy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    make_error: Callable[[Path], Exception],
 ) -> None:
-    """--allow_failures skips what cannot be read, not a full disk."""
+    """--allow_failures skips a tomogram for its own faults, not for a full disk or memory."""
     write = mrc.write_mrc
 
     def fill_up(path: Path, *arguments: object, **details: object) -> tuple[int, int]:
         if path.parent.name == "TS_03":
-            raise OutputError(f"{path} could not be written: no space left")
+            raise make_error(path)
         return write(path, *arguments, **details)  # type: ignore[arg-type]
 
     monkeypatch.setattr(mrc, "write_mrc", fill_up)

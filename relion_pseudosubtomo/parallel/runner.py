@@ -168,10 +168,10 @@ class Runner:
             where = f"Rank {self._rank} on {self._host}"
             return Outcome(piece, error=f"{where}: {error}", is_final=True)
         except PseudoSubtomoError as error:
-            return Outcome(piece, error=str(error), is_input=isinstance(error, InputError))
+            return Outcome(piece, error=str(error), is_local=isinstance(error, InputError))
         except MemoryError:
             return Outcome(piece, error="not enough memory on " + self._host)
-        except BaseException as error:  # a bug, or an I/O error: it fails this piece alone
+        except BaseException as error:  # a bug, or an I/O error
             return self._describe_bug(piece, error)
 
     def _describe_bug(self, piece: Piece, error: BaseException) -> Outcome:
@@ -180,4 +180,5 @@ class Runner:
         with contextlib.suppress(BaseException):  # without an outcome rank 0 would wait for ever
             text = f"{text}: {error}"
             details = f"rank {self._rank} on {self._host}:\n{traceback.format_exc()}"
-        return Outcome(piece, error=text, details=details)
+        is_local = isinstance(error, Exception) and not isinstance(error, OSError)
+        return Outcome(piece, error=text, is_local=is_local, details=details)

@@ -36,8 +36,9 @@ class Outcome:
         What the work returned; None where it failed.
     error : str
         Message for the user; empty where there is a result.
-    is_input : bool
-        Whether the input is to blame (an InputError), not the program or where it writes.
+    is_local : bool
+        Whether the piece's own input is to blame, or a fault of the program that shows with it; not
+        memory, or where is written: other pieces have those too.
     is_final : bool
         Whether the rank can do no other piece either, and the run is to end.
     details : str
@@ -48,6 +49,6 @@ class Outcome:
     n_done: int = 0
     result: Any = None
     error: str = ""
-    is_input: bool = False
+    is_local: bool = False
     is_final: bool = False
     details: str = ""
