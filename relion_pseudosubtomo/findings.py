@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 #: code -> what to do about it, shown behind the message.
@@ -251,11 +252,27 @@ def describe(
 
 
 def list_first(values: Iterable[object], limit: int = 10) -> str:
-    """Return the first values, and how many there are: `3, 4, 9, ... (25 in all)`."""
-    texts = [str(value) for value in values]
-    if len(texts) <= limit:
-        return ", ".join(texts)
-    return f"{', '.join(texts[:limit])}, ... ({len(texts)} in all)"
+    """Return the first values, and how many there are: `3, 4, 9, ... (25 in all)`.
+
+    Of many whole numbers that follow each other, ends: `3-27, 40 (26 in all)`.
+    """
+    listed = list(values)
+    if len(listed) <= limit:
+        return ", ".join(map(str, listed))
+    texts = _join_runs(listed) if all(isinstance(v, Integral) for v in listed) else listed
+    rest = ", ..." if len(texts) > limit else ""
+    return f"{', '.join(map(str, texts[:limit]))}{rest} ({len(listed)} in all)"
+
+
+def _join_runs(numbers: list[Any]) -> list[str]:
+    """Return `first-last` for numbers that follow each other, and each of the others."""
+    runs: list[list[int]] = []
+    for number in map(int, numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return [str(first) if first == last else f"{first}-{last}" for first, last in runs]
 
 
 def counted(n: int, noun: str) -> str:

@@ -429,7 +429,7 @@ BAD = [
         "half-sets",
         lambda case: case.rename_label(P, "rlnAnglePsi", "rlnRandomSubset"),
         "rlnRandomSubset of 5 particles",
-        "row 1, 2, 3, ... (5 in all): expected 1 or 2",
+        "row 1-5 (5 in all): expected 1 or 2",
     ),
     error(
         "same-file",

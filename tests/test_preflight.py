@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from project_copy import REFERENCE, TESTS, ProjectCopy
 
@@ -240,7 +241,9 @@ def test_place_and_values():
 
 def test_list_is_cut_after_ten():
     assert list_first(range(3)) == "0, 1, 2"
-    assert list_first(range(12)) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ... (12 in all)"
+    assert list_first("abcdefghijkl") == "a, b, c, d, e, f, g, h, i, j, ... (12 in all)"
+    assert list_first([*np.arange(3, 28), 40]) == "3-27, 40 (26 in all)"
+    assert list_first(range(0, 24, 2)) == "0, 2, 4, 6, 8, 10, 12, 14, 16, 18, ... (12 in all)"
 
 
 def test_repeated_findings_are_cut_after_ten():
