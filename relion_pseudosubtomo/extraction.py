@@ -118,6 +118,8 @@ class Extraction:
         Whether any rank was told to stop.
     unfit : set of int
         Ranks that can do nothing of the job; the others stop then.
+    kept_exact : set of str
+        Tomograms that `--prebin` could not be used for after all.
     may_leave_out : bool
         Whether every failure is its tomogram's own, so that `--allow_failures` does without it.
     """
@@ -133,6 +135,7 @@ class Extraction:
     completed: Completed = field(default_factory=Completed)
     signalled: bool = False
     unfit: set[int] = field(default_factory=set)
+    kept_exact: set[str] = field(default_factory=set)
     may_leave_out: bool = True
 
     def extract(self, pool: Pool, start: Start) -> bool:
@@ -327,6 +330,11 @@ class Extraction:
             self.completed.add(piece.task, piece.start, piece.start + outcome.n_done)
             self.summary.add(name, rank, outcome.result)
             _log_result(name, rank, self.summary.by_tomogram[name], outcome.result)
+            if outcome.result.lost_prebin and name not in self.kept_exact:
+                self.kept_exact.add(name)
+                logger.warning(
+                    "%s: pixels are NaN or infinite, so --prebin is not used for it", name
+                )
 
     def stop_wanted(self, start: Start) -> bool:
         """Return whether a signal, RELION's interface or a rank that is unfit asks for an end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,6 @@ from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.io import mrc
 from relion_pseudosubtomo.model import Tomogram
 from relion_pseudosubtomo.options import JobOptions
-
-logger = logging.getLogger("relion_pseudosubtomo")
 
 
 class LoadingStopped(Exception):
@@ -169,11 +166,7 @@ def prepare_images(
             threads,
             look,
         )
-        ready = replace(ready, binned=binned)
-        if binned is None:
-            logger.warning(
-                "%s: pixels are NaN or infinite, so --prebin is not used for it", tomogram.name
-            )
+        ready = replace(ready, binned=binned)  # None where pixels are NaN or infinite
     return LoadedTomogram(index, ready, tables)
 
 

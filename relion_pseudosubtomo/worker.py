@@ -247,6 +247,7 @@ class Worker:
         extract = self._prepare_real(given) if loaded is None else self._prepare(given, loaded)
         collector = self._start_collecting(given, loaded) if self._job.options.report else None
         result.seconds_loading = time.perf_counter() - started
+        result.lost_prebin = loaded is not None and loaded.images.prebin < given.prebin
         sums = Accumulators(self._job.options, self._settings.average_scale)
         share = Share(result, iter(range(len(task))), stop, on_particle, sums)
         begun = BegunTask(time.perf_counter(), share, ExitStack(), collector)

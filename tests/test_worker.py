@@ -27,6 +27,8 @@ PATIENCE = 5
 class Loaded:
     """Stands for a loaded tomogram."""
 
+    images = SimpleNamespace(prebin=1)
+
 
 def make_worker(monkeypatch: pytest.MonkeyPatch, load: Callable[[int], Any]) -> Worker:
     """Return a worker of one thread that loads by `load` and extracts nothing."""

@@ -86,6 +86,8 @@ class TaskResult:
         Values beyond the range of float16 that were clipped.
     n_not_finite : int
         Pixels of the tilt images used that were NaN or infinite.
+    lost_prebin : bool
+        Whether such pixels kept the images from being made smaller for `--prebin`.
     sums : Sums
         What was added up: for `--sum` the data volumes, shape (n, n, n), and the weights, shape
         (n, n, n/2 + 1); for `--average` data and weight of the half maps.
@@ -100,6 +102,7 @@ class TaskResult:
     seconds_writing: float = 0.0
     n_clipped: int = 0
     n_not_finite: int = 0
+    lost_prebin: bool = False
     sums: Sums = field(default_factory=dict)
 
     def add(self, other: TaskResult) -> None:
@@ -111,3 +114,4 @@ class TaskResult:
         self.seconds_writing += other.seconds_writing
         self.n_clipped += other.n_clipped
         self.n_not_finite += other.n_not_finite
+        self.lost_prebin |= other.lost_prebin
