@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import subprocess
@@ -138,13 +139,11 @@ class _MemoryWatch:
 def _list_processes(pid: int) -> list[int]:
     """Return a process and all its descendants."""
     found = [pid]
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = task.read_text().split()
-        except OSError:  # ended meanwhile
-            continue
-        for child in children:
-            found += _list_processes(int(child))
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # or one of its threads
+                for child in (task / "children").read_text().split():
+                    found += _list_processes(int(child))
     return found
 
 
