@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import shutil
@@ -156,15 +157,22 @@ class OutputDirectory:
         return [record for record in kept if record.tomogram not in again]
 
     def begin(self) -> None:
-        """Remove what is obsolete; note first what the new results are made with."""
+        """Remove what is obsolete; note first what the new results are made with.
+
+        Tables go before the images that they name: a kill leaves no table of images that are gone.
+        """
         if writes_records(self._options):
             self.records.write_job(describe_job(self._options))
+        self._remove_tables()
         self._remove_obsolete()
         for tomogram in self._unwanted_containers():
             self.containers.remove(tomogram)
         if self._options.overwrite:
             ReportStore(self._path).remove(self._options.only_tomogram)
         self.remove_temporary_files()
+
+    def _remove_tables(self) -> None:
+        """Remove the tables of all particles, which are stale until everything is done again."""
         has_others = not all(map(self._is_chosen, self.records.tomograms()))
         if has_others and (self._path / "particles.star").exists():
             logger.warning(
@@ -172,7 +180,7 @@ class OutputDirectory:
                 "--only_tomogram merges all tomograms again",
                 self._options.only_tomogram,
             )
-        for name in TOP_FILES:  # stale until everything is done again
+        for name in TOP_FILES:
             if name != "note.txt" or self._options.pipeline_control is None:  # else RELION's own
                 (self._path / name).unlink(missing_ok=True)
         for path in (self._path / POSITIONS_FOLDER).rglob("*.star"):
@@ -290,12 +298,24 @@ class OutputDirectory:
         if self._options.overwrite:
             free += sum(size for record in self._obsolete for size in record.sizes)
             free += self.containers.disk_bytes(self._unwanted_containers())
+        elif n_bytes > free:  # else it does not matter, and there may be many files
+            free += self._bytes_replaced()
         if n_bytes > free and not self._options.ignore_disk_space:
             raise InputError(
                 f"Disk space in {self._options.output}: expected {bytes_text(n_bytes)} free, "
                 f"found {bytes_text(free)}. Make room, use --float16 or --stack2d, or start with "
                 "--ignore_disk_space."
             )
+
+    def _bytes_replaced(self) -> int:
+        """Return the bytes of images that are made again, or go, one after the other."""
+        n_bytes = 0
+        for record in self._obsolete:
+            for stem in record.stems:
+                for suffix in record.suffixes:
+                    with contextlib.suppress(OSError):  # gone already: that is why it is made again
+                        n_bytes += (self._path / particle_file(stem, suffix)).stat().st_size
+        return n_bytes
 
     def join_records(self, tomogram_set: TomogramSet, tasks: tuple[Task, ...]) -> list[Record]:
         """Replace the records of each finished tomogram by one, the same for any number of ranks.

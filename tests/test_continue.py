@@ -377,6 +377,24 @@ def test_files_of_a_half_overwritten_run(
     assert main(["verify", "out/"]) == 0
 
 
+def test_no_table_of_images_that_are_gone_stays(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill while `--overwrite` removes many images: the tables went first."""
+    assert main(WORDS) == 0
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OutputDirectory, "_remove_obsolete", killed)
+        assert main([*WORDS, "--overwrite"]) != 0
+    assert not list(Path("out").glob("*.star"))
+    assert list(Path("out").rglob("*_data.mrc"))
+    assert main([*WORDS, "--overwrite"]) == 0
+    assert Path("out/particles.star").exists()
+
+
 def test_an_interrupted_run_continues_to_the_same_files(
     case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,6 +507,22 @@ def test_too_little_disk_space_is_refused(
     assert main(WORDS) == 1
     assert "Disk space in out/" in capsys.readouterr().err
     assert main([*WORDS, "--ignore_disk_space"]) == 0
+
+
+def test_images_that_are_replaced_leave_their_space(
+    case: ProjectCopy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One tomogram changed: its images' bytes are enough, less one image that is gone."""
+    assert main(WORDS) == 0
+    case.replace("particles.star", "-93.127391", "-92.000000")
+    for free, status in ((-1, 1), (0, 0)):
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr("shutil.disk_usage", lambda path, usage=usage: usage)
+        assert main(CONTINUE) == status
+    assert n_done_before() == 2
+    case.replace("particles.star", "-92.000000", "-91.000000")
+    Path("out/Subtomograms/TS_01/1_data.mrc").unlink()
+    assert main(CONTINUE) == 1
 
 
 def sums_files() -> list[Path]:
