@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ SUCCESS = "RELION_JOB_EXIT_SUCCESS"
 FAILURE = "RELION_JOB_EXIT_FAILURE"
 ABORTED = "RELION_JOB_EXIT_ABORTED"
 ABORT_NOW = "RELION_JOB_ABORT_NOW"
+
+logger = logging.getLogger("relion_pseudosubtomo")
 
 #: Seconds between two looks for the abort file.
 LOOK_INTERVAL = 1.0
@@ -78,6 +81,14 @@ class PipelineControl:
 
     def finish(self, outcome: str) -> None:
         """Leave the file that says how the job ended: `SUCCESS`, `FAILURE` or `ABORTED`."""
-        if self._directory is not None and not self._is_anothers:
+        if self._directory is None or self._is_anothers:
+            return
+        try:
             self._directory.mkdir(parents=True, exist_ok=True)
             (self._directory / outcome).touch()
+        except OSError as error:  # the exit status tells the same
+            logger.error(
+                "%s could not be written (%s): RELION's interface takes this job for running",
+                self._directory / outcome,
+                error.strerror or error,
+            )

@@ -215,6 +215,26 @@ def test_bugs_leave_a_failure_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert exit_files(tmp_path) == {FAILURE}
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_an_end_that_cannot_be_told(
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The job's directory cannot be written to: a message, and the status that it would have."""
+
+    def job(*arguments: Any) -> int:
+        tmp_path.rmdir()
+        tmp_path.touch()
+        return status
+
+    assert run_with(job, tmp_path, monkeypatch) == status
+    shown = capsys.readouterr().err
+    assert f"{tmp_path / (FAILURE if status else SUCCESS)} could not be written" in shown
+    assert "Traceback" not in shown
+
+
 def test_abort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The abort file appears while the job runs: it is told, and ends as aborted."""
     monkeypatch.setattr(pipeline, "LOOK_INTERVAL", 0.0)
