@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
 from relion_pseudosubtomo.core import geometry
-from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet
+from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet, Trajectories
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.options import JobOptions, real_box_size
 from relion_pseudosubtomo.plan import Plan
@@ -159,12 +159,24 @@ def merge_renamed(particle_set: ParticleSet) -> Columns | None:
     }
 
 
+def needs_trajectory_file(trajectories: Trajectories | None, plan: Plan) -> bool:
+    """Return whether the kept particles need trajectories of their own (spec 3.4).
+
+    Programs that read a file of more particles refuse it. One that goes by order does not fit the
+    order of tomograms, in which the output is.
+    """
+    if trajectories is None:
+        return False
+    is_same_set = not len(plan.dropped_rows) and trajectories.n_tables == len(plan.kept_rows)
+    return trajectories.by_order or not is_same_set
+
+
 def merge_optimisation_set(
-    options: JobOptions, optimisation_set: OptimisationSet, plan: Plan
+    options: JobOptions, optimisation_set: OptimisationSet, own_trajectories: bool
 ) -> OptimisationSet:
     """Return the optimisation set of the output (spec 3.4)."""
     trajectories = optimisation_set.trajectories
-    if trajectories is not None and len(plan.dropped_rows):
+    if own_trajectories:
         trajectories = output_path(options, "motion.star")
     return replace(
         optimisation_set,

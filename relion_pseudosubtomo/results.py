@@ -64,22 +64,28 @@ def write_tables(options: JobOptions, job: JobInput, plan: Plan) -> None:
     renamed = merge.merge_renamed(particle_set)
     if renamed is not None:
         star.write_star(output / "renamed_particles.star", [star.StarTable("particles", renamed)])
-    if job.trajectories is not None and len(plan.dropped_rows):
-        kept = plan.kept_rows
-        shifts = [job.trajectories.shifts[row] for row in kept]
-        write_trajectories(output / "motion.star", particle_set.names[kept], shifts)
+    own_trajectories = merge.needs_trajectory_file(job.trajectories, plan)
+    if own_trajectories:
+        _write_kept_trajectories(output, job, plan)
     if options.real_subtomo:
         class2d = merge.merge_class2d(tomogram_set, plan, rows)
         path = output / "particles_for_class2d.star"
         particles.write_particle_file(path, general, optics, class2d)
     if options.hdf5:
         _join_containers(options, tomogram_set, plan, (general, optics, rows))
-    merged = merge.merge_optimisation_set(options, job.optimisation_set, plan)
+    merged = merge.merge_optimisation_set(options, job.optimisation_set, own_trajectories)
     write_dialects(
         StandardTables(options, particle_set, tomogram_set, plan, merged, general, optics, rows)
     )
     particles.write_particle_file(output / "particles.star", general, optics, rows)
     write_optimisation_set(output / OPTIMISATION_SET, merged)
+
+
+def _write_kept_trajectories(output: Path, job: JobInput, plan: Plan) -> None:
+    assert job.trajectories is not None
+    kept = plan.kept_rows
+    shifts = [job.trajectories.shifts[row] for row in kept]
+    write_trajectories(output / "motion.star", job.particle_set.names[kept], shifts)
 
 
 def write_positions(options: JobOptions, job: JobInput, plan: Plan) -> None:

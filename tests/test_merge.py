@@ -18,7 +18,7 @@ from small_models import (
 
 from relion_pseudosubtomo import labels, merge
 from relion_pseudosubtomo.core.geometry import euler_to_matrix
-from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet
+from relion_pseudosubtomo.model import OptimisationSet, ParticleSet, TomogramSet, Trajectories
 from relion_pseudosubtomo.model.particle_set import Columns
 from relion_pseudosubtomo.plan import OUTSIDE, make_plan
 
@@ -315,20 +315,28 @@ def test_dropped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trajectories", "positions", "expected"),
+    ("file", "n_tables", "by_order", "positions", "expected"),
     [
-        (None, [CENTRE, OUT_OF_ALL], None),
-        ("motion.star", [CENTRE, CENTRE], "motion.star"),
-        ("motion.star", [CENTRE, OUT_OF_ALL], "out/motion.star"),
+        (None, 0, False, [CENTRE, OUT_OF_ALL], None),
+        ("motion.star", 2, False, [CENTRE, CENTRE], "motion.star"),
+        ("motion.star", 2, False, [CENTRE, OUT_OF_ALL], "out/motion.star"),
+        ("motion.star", 3, False, [CENTRE, CENTRE], "out/motion.star"),
+        ("motion.star", 2, True, [CENTRE, CENTRE], "out/motion.star"),
     ],
 )
 def test_optimisation_set(
-    trajectories: str | None, positions: list[tuple[float, ...]], expected: str | None
+    file: str | None,
+    n_tables: int,
+    by_order: bool,
+    positions: list[tuple[float, ...]],
+    expected: str | None,
 ) -> None:
-    """New trajectories only where particles were dropped; every other entry carried through."""
+    """New trajectories only where those that are given do not fit; other entries stay."""
     plan = make_plan(make_options(), make_tomogram_set(), make_particle_set(positions), None)
-    given = OptimisationSet("p.star", "t.star", trajectories, {"rlnTomoReferenceFscFile": "f.star"})
-    merged = merge.merge_optimisation_set(make_options(), given, plan)
+    given = OptimisationSet("p.star", "t.star", file, {"rlnTomoReferenceFscFile": "f.star"})
+    trajectories = None if file is None else Trajectories(file, (), n_tables, by_order)
+    own_trajectories = merge.needs_trajectory_file(trajectories, plan)
+    merged = merge.merge_optimisation_set(make_options(), given, own_trajectories)
     assert merged == OptimisationSet(
         "out/particles.star", "t.star", expected, {"rlnTomoReferenceFscFile": "f.star"}
     )

@@ -271,7 +271,7 @@ def test_trajectories_move_the_particle_in_each_frame() -> None:
     particle_set = make_particle_set([CENTRE, CENTRE])
     away = np.zeros((3, 3))
     away[1, 1] = -2 * 80.0
-    trajectories = Trajectories("motion.star", (np.zeros((3, 3)), away))
+    trajectories = Trajectories("motion.star", (np.zeros((3, 3)), away), 2)
     plan = make_plan(make_options(), make_tomogram_set(), particle_set, trajectories)
     assert plan.tasks[0].visible.tolist() == [[True] * 3, [True, False, True]]
     np.testing.assert_array_equal(plan.position, [CENTRE, CENTRE])
@@ -308,7 +308,7 @@ def test_placement_agrees_with_the_specification(kind: str, apply_orientations: 
     )
     options = make_options(apply_orientations=apply_orientations)
     rows = np.array([2, 0])
-    moving = Trajectories("motion.star", tuple(shifts))
+    moving = Trajectories("motion.star", tuple(shifts), len(shifts))
     placed = place_particles(options, tomogram, particle_set, moving.stack(rows), rows)
     plain = oracle.Tomogram(
         name="TS_01",

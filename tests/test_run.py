@@ -791,6 +791,47 @@ def test_duplicates_are_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (case.path / "out" / "renamed_particles.star").exists()
 
 
+# Trajectories by order
+
+
+def test_trajectories_without_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They fit the order of the input; the output is in that of tomograms, and gets names."""
+    case = start_in(tmp_path, "rotated_trajectories", monkeypatch)
+    box = ["--b", "40", "--crop", "20", "--bin", "2", "--mot", "motion.star"]
+    order = ["TS_03/1", "TS_03/3", "TS_01/1", "TS_03/2", "TS_01/2"]  # of the tables
+    text = Path("particles.star").read_text()
+    rows = {line.split()[-1]: line for line in text.splitlines() if line.startswith("TS_")}
+    head = text[: text.index("TS_")]
+    Path("particles.star").write_text(head + "\n".join(rows[name] for name in order) + "\n")
+    assert run(*box, output="named/") == 0
+    assert not Path("named/motion.star").exists()
+    for i, name in enumerate(order):
+        case.replace("motion.star", f"data_{name}\n", f"data_{i}\n")
+    assert run(*box, output="old/") == 0
+    assert written(Path("old"), ".mrc") == written(Path("named"), ".mrc")
+    names = read_particles(Path("old"))["rlnTomoParticleName"]
+    assert names != order
+    tables, given = read_star_text(Path("old/motion.star")), read_star_text(Path("motion.star"))
+    assert list(tables) == ["general", *names]
+    for i, name in enumerate(order):
+        assert tables[name].to_numpy().tolist() == given[str(i)].to_numpy().tolist()
+    assert "old/motion.star" in Path("old/optimisation_set.star").read_text()
+
+
+def test_trajectories_of_more_particles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs that read them want those of the particles, no more."""
+    start_in(tmp_path, "rotated_trajectories", monkeypatch)
+    box = ["--b", "40", "--crop", "20", "--bin", "2", "--mot", "motion.star"]
+    assert run(*box, "--only_tomogram", "TS_03") == 0
+    tables, given = read_star_text(Path("out/motion.star")), read_star_text(Path("motion.star"))
+    names = ["TS_03/1", "TS_03/2", "TS_03/3"]
+    assert list(tables) == ["general", *names]
+    assert list(tables["general"].to_numpy().ravel()) == ["3"]
+    for name in names:
+        assert tables[name].to_numpy().tolist() == given[name].to_numpy().tolist()
+    assert "out/motion.star" in Path("out/optimisation_set.star").read_text()
+
+
 # Common tilts
 
 

@@ -56,7 +56,9 @@ def read_trajectories(
         return None
     n_errors = len(findings.errors)
     tables = _split_tables(path, text, findings)
-    if next(iter(tables), "") == _OLD_FIRST_NAME and _OLD_FIRST_NAME not in particle_set.names:
+    first = next(iter(tables), "")
+    by_order = first == _OLD_FIRST_NAME and first not in particle_set.names
+    if by_order:
         tables = _rename_by_order(path, tables, particle_set, findings)
     matched = _Matched(path)
     shifts = []
@@ -66,7 +68,7 @@ def read_trajectories(
     matched.report(findings)
     if len(findings.errors) > n_errors:
         return None
-    return Trajectories(path, tuple(shifts))
+    return Trajectories(path, tuple(shifts), len(tables), by_order)
 
 
 def check_trajectory_file(path: str, findings: Findings) -> None:
