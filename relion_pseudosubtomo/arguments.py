@@ -137,7 +137,9 @@ OPTION_GROUPS: dict[str, dict[str, dict[str, Any]]] = {
             "remove the results of an earlier run first, with --only_tomogram those of this one"
         ),
         "--dry_run": _flag("check, print the plan, write nothing"),
-        "--allow_failures": _flag("skip tomograms that cannot be read, merge the others"),
+        "--allow_failures": _flag(
+            "leave out tomograms that cannot be read or that fail, merge the others"
+        ),
         "--no_split": _flag("never give one tomogram to several ranks"),
         "--ignore_disk_space": _flag("start even if the disk seems too full"),
         "--pipeline_control": {"metavar": "DIR", "help": "RELION's job directory, for exit files"},

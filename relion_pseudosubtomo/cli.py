@@ -248,7 +248,9 @@ def _run_here(options: JobOptions, start: Start, pool: Pool) -> int:
             start.control.leave_to_holder(options.output)
         logger.error("%s", _describe(error), exc_info=options.debug)
     except KeyboardInterrupt:
-        logger.error("Interrupted: what was finished stays, no particles.star was written.")
+        has_tables = os.path.exists(os.path.join(options.output, "particles.star"))
+        missing = "" if has_tables else ", no particles.star was written"
+        logger.error("Interrupted: what was finished stays%s.", missing)
         status = EXIT_INTERRUPTED
     finally:
         aborted = start.control.abort_wanted()

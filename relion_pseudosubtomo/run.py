@@ -166,7 +166,7 @@ def _finish(options: JobOptions, start: Start, run: Extraction) -> int:
         if options.report:
             _make_report(options)
         return EXIT_DONE
-    return _say_why_not_merged(start, run)
+    return _say_why_not_merged(options, start, run)
 
 
 def _write_summary(options: JobOptions, summary: RunSummary) -> None:
@@ -249,7 +249,7 @@ def _say_nothing_was_changed(start: Start) -> int:
     return EXIT_FAILED if is_abort else EXIT_STOPPED
 
 
-def _say_why_not_merged(start: Start, run: Extraction) -> int:
+def _say_why_not_merged(options: JobOptions, start: Start, run: Extraction) -> int:
     hint = "start again with --only_do_unfinished to continue"
     if start.control.abort_wanted():
         logger.error("Aborted by RELION's interface; no particles.star was written: %s", hint)
@@ -260,11 +260,12 @@ def _say_why_not_merged(start: Start, run: Extraction) -> int:
     if run.unfit:
         logger.error("No particles.star was written: mend that, and %s", hint)
         return EXIT_FAILED
+    may_leave_out = run.may_leave_out and not options.allow_failures  # else all of them failed
     logger.error(
         "%d tomograms failed, so no particles.star was written: %s. Mend them and %s%s",
         len(run.summary.failures),
         ", ".join(run.summary.failures),
         hint,
-        ", or leave them out with --allow_failures" if run.may_leave_out else "",
+        ", or leave them out with --allow_failures" if may_leave_out else "",
     )
     return EXIT_FAILED
