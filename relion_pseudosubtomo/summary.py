@@ -77,12 +77,14 @@ def _describe_coordinates(where: ProjectedPositions) -> str:
     if np.all(low > 0.4) and np.any(high > 1.02):
         return (
             "The coordinates look not centred: they seem to be measured from the tomogram's "
-            "corner, but rlnCenteredCoordinateX/Y/ZAngst count from its centre."
+            "corner where they are taken to count from its centre, as "
+            "rlnCenteredCoordinateX/Y/ZAngst do."
         )
     if np.all(high < 0.6) and np.any(low < -0.02):
         return (
-            "The coordinates look off centre: they seem to be measured from the tomogram's centre, "
-            "but rlnCoordinateX/Y/Z count from its corner."
+            "The coordinates look off centre: they seem to be measured from the tomogram's centre "
+            "where they are taken to count from its corner, as rlnCoordinateX/Y/Z do, or half its "
+            "size was taken from them twice."
         )
     if np.all(spread > 1.1):
         return (
@@ -203,9 +205,14 @@ class RunSummary:
     def count_again(self, plan: Plan, tomogram_set: TomogramSet, particle_set: ParticleSet) -> None:
         """Take what is kept and dropped from a plan without the tomograms that failed."""
         self.n_kept, self.dropped = len(plan.kept_rows), count_dropped(plan)
+        self.n_tomograms = len(plan.tasks)
         self.by_tomogram = count_by_tomogram(plan, tomogram_set, particle_set)
         for item in self.tomograms:
             item.update(self.by_tomogram[item["name"]])
+        # all that is kept is done then
+        self.n_done_before = self.n_kept - sum(
+            item["particles"] for item in self.tomograms if item["kept"]
+        )
 
     def nothing_kept_lines(self) -> list[str]:
         """Return one line a tomogram of which nothing is kept."""

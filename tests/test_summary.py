@@ -103,7 +103,7 @@ def test_coordinates_from_the_corner_read_as_centred() -> None:
 def test_coordinates_from_the_centre_read_as_from_the_corner(share: float) -> None:
     """The mirror of that, also where particles fill a part of the tomogram only: not binned."""
     text = diagnosis(share * (true_positions() - SIZE / 2))
-    assert "from the tomogram's centre, but rlnCoordinateX/Y/Z count from its corner" in text
+    assert "from the tomogram's centre where they are taken to count from its corner" in text
 
 
 @pytest.mark.parametrize("binning", [4, 8])
@@ -237,7 +237,8 @@ def test_counts_without_a_tomogram_that_failed() -> None:
     summary = start_summary(plan, tomogram_set, particle_set, ranks=1, threads=1)
     summary.add("TS_02", 0, TaskResult(number=1, n_particles=1))
     summary.count_again(leave_out_tasks(plan, {1}), tomogram_set, particle_set)
-    assert summary.n_kept == 1
+    assert (summary.n_kept, summary.n_tomograms) == (1, 1)
+    assert summary.n_done_before == 1  # TS_01, of which this run did nothing
     assert summary.dropped == {FAILED_TOMOGRAM: 2, OUTSIDE: 1}
     assert summary.by_tomogram["TS_02"] == {"kept": 0, "dropped": 3}
     assert (summary.tomograms[0]["kept"], summary.tomograms[0]["dropped"]) == (0, 3)
