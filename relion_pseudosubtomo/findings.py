@@ -104,6 +104,7 @@ ADVICE: dict[str, str] = {
     "trajectory-order": "Trajectories of very old files fit only the particle set they came with.",
     # Results (verify)
     "result-unfinished": "Continue it: the same line with --only_do_unfinished.",
+    "result-none": "There is nothing to verify: such a run writes sums and averages alone.",
     "result-missing": "Extract these particles again with --only_do_unfinished, or verify where "
     "the job was started.",
     "result-unreadable": "Extract these particles again with --only_do_unfinished.",

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -669,9 +670,101 @@ def test_values_that_changed_are_found(
     assert main(["verify", "--deep", "out/"]) == 1
     said = capsys.readouterr().out
     assert "[result-values] not the values that were written" in said
-    assert "2_data.mrc (mean " in said
+    assert f"{CONTAINERS[0]}: 2_data.mrc (mean " in said
     assert "[result-constant] nothing in the weights" in said
     assert "2 errors" in said
+
+
+def test_containers_beside_mrc_files_are_read_too(
+    case: ProjectCopy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Values that a node lost in its crash are in the containers alone."""
+    assert main([*WORDS, "--hdf5"]) == 0
+    assert main(["verify", "--deep", "out/"]) == 0
+    with h5py.File(CONTAINERS[1], "r+") as file:
+        file["images"][0] = 0
+    capsys.readouterr()
+    assert main(["verify", "--deep", "out/"]) == 1
+    said = capsys.readouterr().out
+    assert f"{CONTAINERS[1]}: 1_data.mrc" in said
+    assert "1 error," in said
+
+
+def drop_tomogram() -> None:
+    """Take the rows of one tomogram out of particles.star."""
+    star = read_star("out/particles.star", Findings())
+    assert star is not None
+    columns = star.tables["particles"].columns
+    stays = columns[labels.TOMO_NAME] == "TS_01"
+    columns.update({label: values[stays] for label, values in columns.items()})
+    write_star("out/particles.star", star.tables.values())
+
+
+def cut_joined() -> None:
+    """Leave the first bytes of particles.h5 alone."""
+    os.truncate("out/particles.h5", 100)
+
+
+def rename_in_joined() -> None:
+    """Let particles.h5 name another particle."""
+    with h5py.File("out/particles.h5", "r+") as file:
+        file[f"table/{labels.PARTICLE_NAME}"][1] = b"TS_01/7"
+
+
+@pytest.mark.parametrize("words", [PACKED, ["--hdf5"]], ids=["alone", "beside MRC files"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (drop_tomogram, "container in out/particles.h5: expected 2, found 4"),
+        (cut_joined, "[result-unreadable] out/particles.h5 cannot be opened"),
+        (rename_in_joined, "container in out/particles.h5: expected 4, found 4, without TS_01/2"),
+    ],
+)
+def test_joined_file_is_verified(
+    words: list[str],
+    damage: Callable[[], None],
+    message: str,
+    case: ProjectCopy,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It has to hold the particles of the table."""
+    assert main([*WORDS, *words]) == 0
+    damage()
+    capsys.readouterr()
+    assert main(["verify", "out/"]) == 1
+    assert message in capsys.readouterr().out
+
+
+def test_visible_frames_of_containers_are_repaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As those of MRC files: the counts of images are in the containers."""
+    start_in(tmp_path, "basic_2d", monkeypatch)
+    assert main([*WORDS, "--stack2d", *PACKED]) == 0
+    original = Path("out/particles.star").read_text()
+    star = read_star("out/particles.star", Findings())
+    assert star is not None
+    flags = star.tables["particles"].columns[labels.VISIBLE_FRAMES]
+    flags[0], flags[1] = "None", flags[1].replace("1", "0", 1)
+    write_star("out/particles.star", star.tables.values())
+    capsys.readouterr()
+    assert main(["verify", "out/"]) == 1
+    said = capsys.readouterr().out
+    assert "[result-visible]" in said
+    assert "[result-slices]" in said
+    assert main(["verify", "--repair", "out/"]) == 0
+    repaired = read_star("out/particles_repaired.star", Findings())
+    Path("original.star").write_text(original)
+    before = read_star("original.star", Findings())
+    assert repaired is not None
+    assert before is not None
+    column = labels.VISIBLE_FRAMES
+    assert list(repaired.tables["particles"].columns[column]) == list(
+        before.tables["particles"].columns[column]
+    )
+    # a new run removes it: it would name other images
+    assert main([*WORDS, "--stack2d", *PACKED, "--overwrite"]) == 0
+    assert not Path("out/particles_repaired.star").exists()
 
 
 @pytest.mark.parametrize("words", [PACKED, ["--hdf5"]], ids=["alone", "beside MRC files"])
@@ -715,7 +808,7 @@ def test_table_of_another_program_is_verified(
     assert main(["verify", "--deep", "out/", "--particles", "selected.star"]) == 1
     said = capsys.readouterr().out
     assert f"container in {CONTAINERS[1]}: expected 2 of TS_03, found 2, without " in said
-    assert ("values that are NaN or infinite" in said) == ("--no_mrc" in words)
+    assert "values that are NaN or infinite" in said
 
 
 def test_damaged_chunk_is_found(case: ProjectCopy, capsys: pytest.CaptureFixture[str]) -> None:

@@ -143,6 +143,30 @@ def test_run_from_an_optimisation_set(
     assert verify(capsys, "--deep") == (0, {})
 
 
+def test_names_with_the_number_of_an_image(
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in particles_for_class2d.star, and in what Class2D and Select make of it."""
+    project("real_subtomo")
+    assert main([*INPUT, *BOX, "--real_subtomo"]) == 0
+    table = "out/particles_for_class2d.star"
+    assert "@out/Subtomograms/" in Path(table).read_text()
+    assert "result-missing" not in verify(capsys, "--particles", table)[1]
+    next(Path("out/Subtomograms/TS_01").glob("*_data.mrc")).unlink()
+    assert "result-missing" in verify(capsys, "--particles", table)[1]
+
+
+def test_run_without_images(
+    project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sums alone: there is nothing to verify, and nothing to continue."""
+    project("basic_3d")
+    assert main([*INPUT, *BOX, "--sum", "--no_writing"]) == 0
+    status, found = verify(capsys)
+    assert status == 0
+    assert list(found) == ["result-none"]
+
+
 @pytest.mark.parametrize("words", [[], ["--hdf5"], ["--hdf5", "--no_mrc"]], ids=" ".join)
 def test_continued_run(
     project: Callable[[str], ProjectCopy], capsys: pytest.CaptureFixture[str], words: list[str]
@@ -656,7 +680,8 @@ def test_every_code_of_results_is_planted() -> None:
     """None is there without a test."""
     codes = {code for code in ADVICE if code.startswith("result-")}
     planted = {damage.code for damage in DAMAGES}
-    assert codes - planted == {"result-repair", "result-unpacked"}  # the latter: test_hdf5
+    tested_elsewhere = {"result-repair", "result-none", "result-unpacked"}  # the last: test_hdf5
+    assert codes - planted == tested_elsewhere
     assert len(planted) >= 12
 
 

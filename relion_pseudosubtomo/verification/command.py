@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings, count_findings, counted, format_findings
+from relion_pseudosubtomo.io.mrc_validation import MrcFile
 from relion_pseudosubtomo.verification.containers import (
     check_containers,
     check_unpacked,
+    count_container_slices,
     inspect_containers,
     is_packed,
 )
@@ -81,15 +84,15 @@ def _verify_results(results: Results, findings: Findings) -> str | None:
     check_tables(results, findings)
     if results.options.hdf5:
         check_containers(results, findings)
-    if is_packed(results):
-        if results.request.deep:
-            _check_container_data(results, findings)
-        return None
     files = list_files(results)
-    known = check_files(results, files, findings)
-    check_unpacked(results, files, known, findings)
+    known: dict[str, MrcFile | InputError] = {}
+    if is_packed(results):
+        slices = count_container_slices(results)
+    else:
+        known = check_files(results, files, findings)
+        check_unpacked(results, files, known, findings)
+        slices = count_slices(results, known)
     visibility, geometry = Visibility([None] * len(results.images), []), Geometry()
-    slices = count_slices(results, known)
     if results.is_stack:
         geometry = compute_geometry(results)
         visibility = check_visibility(results, slices, geometry, findings)
@@ -99,24 +102,10 @@ def _verify_results(results: Results, findings: Findings) -> str | None:
     if results.request.deep:
         check_data(
             results,
-            inspect_files(files, known),
+            [*inspect_files(files, known), *inspect_containers(results, findings)],
             lambda row, suffix: visibility.blank_slices(results, row, suffix),
             findings,
         )
     if not (results.request.repair and (visibility.damaged or results.is_mislabelled)):
         return None
     return write_repaired(results, slices, geometry, visibility, findings)
-
-
-def _check_container_data(results: Results, findings: Findings) -> None:
-    """Check the values of containers, as those of MRC files."""
-    inspected, slices = inspect_containers(results, findings)
-    visibility = Visibility([None] * len(results.images), [])
-    if results.is_stack:
-        visibility = check_visibility(results, slices, compute_geometry(results), findings)
-    check_data(
-        results,
-        inspected,
-        lambda row, suffix: visibility.blank_slices(results, row, suffix),
-        findings,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,15 +71,45 @@ def check_containers(results: Results, findings: Findings) -> None:
         strangers = [name for name in wanted if name not in held]
         # another program leaves particles out, and may sort the others
         if strangers or (results.request.is_own_table and found != wanted):
-            without = f", without {list_first(strangers, _SHOWN)}" if strangers else ""
-            findings.error(
-                "result-table", "other particles than in the container", file=path,
-                expected=f"{len(wanted)} of {tomogram}", found=f"{len(found)}{without}",
-            )  # fmt: skip
+            _report_others(path, f"{len(wanted)} of {tomogram}", found, strangers, findings)
     if not (folder / JOINED).exists():
         missing.append(str(folder / JOINED))
+    else:
+        _check_joined(results, folder / JOINED, names.tolist(), findings)
     if missing:
         findings.error("result-missing", "container missing", found=list_first(missing, _SHOWN))
+
+
+def _check_joined(results: Results, path: Path, wanted: list[str], findings: Findings) -> None:
+    """Check that the file that joins the containers can be read, and holds the same particles."""
+    from relion_pseudosubtomo.io import hdf5  # most directories have none
+
+    try:
+        with hdf5.open_container(path) as file:
+            found = _list_particles(results, file)
+    except InputError as error:
+        findings.error("result-unreadable", str(error))
+        return
+    except (OSError, KeyError) as error:
+        findings.error("result-unreadable", f"{path} cannot be read: {error}")
+        return
+    held = set(found)
+    strangers = [name for name in wanted if name not in held]
+    if strangers or (results.request.is_own_table and found != wanted):
+        _report_others(path, f"{len(wanted)}", found, strangers, findings)
+
+
+def _report_others(
+    path: Path, wanted: str, found: list[str], strangers: list[str], findings: Findings
+) -> None:
+    without = f", without {list_first(strangers, _SHOWN)}" if strangers else ""
+    findings.error(
+        "result-table",
+        "other particles than in the container",
+        file=path,
+        expected=wanted,
+        found=f"{len(found)}{without}",
+    )
 
 
 def _list_particles(results: Results, file: File) -> list[str]:
@@ -92,9 +123,7 @@ def _list_particles(results: Results, file: File) -> list[str]:
     return [os.path.join(results.request.directory, stem + ending) for stem in stems]
 
 
-def inspect_containers(
-    results: Results, findings: Findings
-) -> tuple[list[tuple[ImageFile, DataFaults]], list[int | None]]:
+def inspect_containers(results: Results, findings: Findings) -> list[tuple[ImageFile, DataFaults]]:
     """Read all values of all containers that can be opened.
 
     Parameters
@@ -107,31 +136,49 @@ def inspect_containers(
     -------
     list of (ImageFile, DataFaults)
         What was found in the place of each MRC file.
-    list of int or None
-        Images of each particle; None where they cannot be read.
     """
     files = {(file.row, file.suffix): file for file in list_files(results)}
-    rows: dict[str, list[int]] = {}  # several of one name after a symmetry expansion
-    for row, name in enumerate(results.names):
-        rows.setdefault(name, []).append(row)
+    rows = _rows_by_name(results)
     inspected = []
-    slices: list[int | None] = [None] * len(results.names)
     for path in sorted(list_containers(results)):
         try:
             for name, suffix, stored in _read_particles(results, path):
-                owners = rows.get(name)
-                if owners is None:  # another program has left it out
-                    continue
-                if file := files.get((owners[0], suffix)):
-                    inspected.append((file, inspect_values(stored.values, stored.statistics)))
-                if suffix == results.options.result_suffixes[0]:
-                    for row in owners:
-                        slices[row] = len(stored.values)
+                # of several after a symmetry expansion the first; none that was left out
+                owner = rows.get(name, [-1])[0]
+                if file := files.get((owner, suffix)):
+                    shown = replace(file, path=f"{path}: {os.path.basename(file.path)}")
+                    inspected.append((shown, inspect_values(stored.values, stored.statistics)))
         except InputError:
             continue  # `check_containers` has told why
         except OSError as error:
             findings.error("result-unreadable", f"{path} cannot be read: {error}")
-    return inspected, slices
+    return inspected
+
+
+def count_container_slices(results: Results) -> list[int | None]:
+    """Return how many images of each particle are in its container; None where it is not known."""
+    from relion_pseudosubtomo.io import hdf5  # most directories have none
+
+    rows = _rows_by_name(results)
+    slices: list[int | None] = [None] * len(results.names)
+    for path in sorted(list_containers(results)) if results.is_stack else ():
+        try:
+            with hdf5.open_container(path) as file:
+                names, counts = _list_particles(results, file), np.diff(file["offsets"][...])
+        except (InputError, OSError, KeyError):
+            continue  # `check_containers` has told why
+        for name, count in zip(names, counts.tolist(), strict=True):
+            for row in rows.get(name, ()):
+                slices[row] = count
+    return slices
+
+
+def _rows_by_name(results: Results) -> dict[str, list[int]]:
+    """Return the rows of each particle: several after a symmetry expansion."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(results.names):
+        rows.setdefault(name, []).append(row)
+    return rows
 
 
 def _read_particles(results: Results, path: str) -> Iterator[tuple[str, str, StoredValues]]:

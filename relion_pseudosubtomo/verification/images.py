@@ -57,6 +57,7 @@ class ImageFile:
     Attributes
     ----------
     path : str
+        For messages, that of a container in its stead.
     row : int
         Of its particle.
     suffix : str
@@ -257,7 +258,7 @@ def inspect_files(
     files: list[ImageFile], known: dict[str, MrcFile | InputError]
 ) -> list[tuple[ImageFile, DataFaults]]:
     """Read all values of all files that could be opened."""
-    good = [file for file in files if isinstance(known[file.path], MrcFile)]
+    good = [file for file in files if isinstance(known.get(file.path), MrcFile)]
     inspected = in_threads(inspect_data, (file.path for file in good))
     return [(file, inspected[file.path]) for file in good]
 

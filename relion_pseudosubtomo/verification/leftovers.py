@@ -49,13 +49,13 @@ def check_records(
     directory = results.request.directory
     folder, store = Path(directory, FOLDER), RecordStore(directory)
     records = store.read_all()
-    if results.options.no_mrc:  # records know of containers alone, not of what `unpack` made
-        return records
     n_damaged = len(list(folder.glob("*/*.json"))) - len(records)
     if n_damaged > 0:
         findings.error(
             "result-record", f"{counted(n_damaged, 'completion record')} damaged", file=folder
         )
+    if results.options.no_mrc:  # records know of containers alone, not of what `unpack` made
+        return records
     recorded = {
         os.path.normpath(os.path.join(directory, name)): size
         for record in records

@@ -104,7 +104,7 @@ class Results:
         n in pixels, binning, and the binned pixel size in Angstrom that each particle's optics
         group tells; NaN where it does not.
     images : list of str
-        rlnImageName.
+        rlnImageName, without the number of an image in a stack.
     tomogram_set : TomogramSet or None
         None where it cannot be read.
     particle_set : ParticleSet or None
@@ -153,9 +153,7 @@ class Results:
         Only then the directory's options, completion records and containers tell of it.
         """
         folder = os.path.join(os.path.normpath(self.request.directory), "")
-        # as RELION, which takes digits before the first @ for the number of an image in a stack
-        name = os.path.normpath(re.sub(r"^\d+@", "", path))
-        return folder == "./" or name.startswith(folder)
+        return folder == "./" or os.path.normpath(path).startswith(folder)
 
     @property
     def names(self) -> list[str]:
@@ -187,7 +185,8 @@ def read_results(request: Request, findings: Findings) -> Results | None:
     report_missing_columns(table.particles, [labels.IMAGE_NAME], findings)
     if labels.IMAGE_NAME not in table.particles.columns:
         return None
-    images = list(table.particles.columns[labels.IMAGE_NAME])
+    # as RELION, which takes digits before the first @ for the number of an image in a stack
+    images = [re.sub(r"^\d+@", "", name) for name in table.particles.columns[labels.IMAGE_NAME]]
     is_stack = _is_stack(table, images, findings)
     recorded = _read_options(request.directory, findings)
     rows = _rows_of_groups(table)
@@ -216,10 +215,14 @@ def read_results(request: Request, findings: Findings) -> Results | None:
 
 def _is_unfinished(request: Request, findings: Findings) -> bool:
     """Return whether the directory's own table is not there yet; adds that as an error."""
-    is_begun = RecordStore(request.directory).read_job() is not None
-    if not (request.is_own_table and is_begun) or os.path.exists(request.particle_file):
+    noted = RecordStore(request.directory).read_job()
+    if noted is None or not request.is_own_table or os.path.exists(request.particle_file):
         return False
-    findings.error("result-unfinished", "extraction that is not finished", file=request.directory)
+    if noted.get("no_writing") == "True":
+        findings.warning("result-none", "run with --no_writing", file=request.directory)
+    else:
+        what = "extraction that is not finished"
+        findings.error("result-unfinished", what, file=request.directory)
     return True
 
 
