@@ -37,7 +37,7 @@ from relion_pseudosubtomo.errors import InputError
 from relion_pseudosubtomo.findings import Findings
 from relion_pseudosubtomo.io import hdf5, mrc
 from relion_pseudosubtomo.io.particles import read_particle_table, write_particle_file
-from relion_pseudosubtomo.io.star import read_star
+from relion_pseudosubtomo.io.star import read_star, write_star
 from relion_pseudosubtomo.options import JobOptions
 from relion_pseudosubtomo.preflight import read_and_check
 
@@ -702,6 +702,39 @@ def test_geometry_is_that_of_the_extraction(
         assert geometry is not None
         np.testing.assert_array_equal(geometry.projections, expected[is_exact][0])
         np.testing.assert_allclose(geometry.image_point, expected[is_exact][1], atol=1e-3)
+
+
+def test_geometry_of_two_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each particle of a joined set has the box and binning of its own optics group."""
+    copy = ProjectCopy(tmp_path, "basic_2d")
+    monkeypatch.chdir(copy.path)
+    boxes = {"fine": ("48", "24", "2"), "coarse": ("32", "16", "4")}
+    expected = []
+    for name, (box, crop, binning) in boxes.items():
+        words = ["--b", box, "--crop", crop, "--bin", binning, "--stack2d", "--o", name]
+        assert main([*WORDS[:4], *words]) == 0
+        first = next(iter(open_optimisation_set(f"{name}/optimisation_set.star"))).geometry
+        assert first is not None
+        expected.append(first.ctf)
+    join_jobs(*boxes)
+    star = read_star("joined.star", Findings())
+    other = read_star("coarse/particles.star", Findings())
+    assert star is not None
+    assert other is not None
+    particles, optics = (star.tables[name].columns for name in ("particles", "optics"))
+    n, n_groups = len(particles["rlnOpticsGroup"]), len(optics["rlnOpticsGroup"])
+    for label, values in other.tables["optics"].columns.items():
+        optics[label] = np.concatenate([optics[label], values])
+    shift = {str(i + 1): str(i + 1 + n_groups) for i in range(n_groups)}
+    optics["rlnOpticsGroup"][n_groups:] = [shift[v] for v in optics["rlnOpticsGroup"][n_groups:]]
+    groups = particles["rlnOpticsGroup"]
+    groups[n // 2 :] = [shift[value] for value in groups[n // 2 :]]
+    write_star("joined.star", star.tables.values())
+    joined = open_optimisation_set("joined_set.star")
+    for place, ctf in zip((0, n // 2), expected, strict=True):
+        geometry = joined[place].geometry
+        assert geometry is not None
+        np.testing.assert_array_equal(geometry.ctf, ctf)
 
 
 def join_jobs(one: str, other: str) -> str:

@@ -71,14 +71,15 @@ class GeometrySource:
 
     Attributes
     ----------
-    options : JobOptions
+    boxes : list of (int, float)
+        Image size in pixels, and binning, of each optics group.
     sets : dict of bool to (TomogramSet, ParticleSet, Trajectories or None)
         As with and without `--exact_centre`, as far as particles need them.
     is_exact : ndarray, shape (n_particles,), bool
         Which particles were extracted with `--exact_centre`.
     """
 
-    options: JobOptions
+    boxes: list[tuple[int, float]]
     sets: dict[bool, Sets]
     is_exact: NDArray[np.bool_]
 
@@ -97,12 +98,13 @@ class GeometrySource:
         shifts = None if moving is None else moving.stack(rows)
         has_images = any(tomogram.image_size_xy)
         here = tomogram if has_images else replace(tomogram, deformation=None)
-        placed = place_particles(self.options, here, particle_set, shifts, rows)
+        size, binning = self.boxes[particle_set.optics_row[row]]
+        options = JobOptions("", size, size, binning)
+        placed = place_particles(options, here, particle_set, shifts, rows)
         is_known = has_images or tomogram.deformation is None
         frames = np.arange(tomogram.n_frames) if visible is None else np.flatnonzero(visible)
-        options = self.options
-        pixel_size = options.binning * tomogram.pixel_size
-        ctf = weighted_ctf(tomogram, particle_set, row, frames, options.crop, pixel_size)
+        pixel_size = binning * tomogram.pixel_size
+        ctf = weighted_ctf(tomogram, particle_set, row, frames, size, pixel_size)
         return ParticleGeometry(
             placed.position[0],
             placed.particle_rotation[0],
@@ -133,28 +135,29 @@ def read_geometry(table: ParticleTable, files: OptimisationSet, project: Path) -
     if table.optics is None:
         raise InputError(f"{table.path}: expected a table data_optics. Give extracted particles.")
     findings = Findings()
-    size, binning = (
-        numbers(table.optics, label, findings)[0]
+    sizes, binnings = (
+        numbers(table.optics, label, findings)
         for label in (labels.IMAGE_SIZE, labels.SUBTOMOGRAM_BINNING)
     )
     if findings.errors:
         raise InputError(format_findings(findings))
-    options = JobOptions("", int(size), int(size), float(binning))
+    boxes = list(zip(sizes.astype(int).tolist(), binnings.tolist(), strict=True))
     motion = None if files.trajectories is None else str(project / files.trajectories)
     is_exact = _find_exact(table, project)
     sets: dict[bool, Sets] = {}
+    size, binning = boxes[0]  # which matter for no table
     for kind in sorted(set(is_exact.tolist())) or [False]:
         tomogram_set, particle_set, trajectories = read_extracted_sets(
             table,
             str(project / files.tomograms),
             motion,
-            replace(options, exact_centre=kind),
+            JobOptions("", size, size, binning, exact_centre=kind),
             findings,
         )
         if tomogram_set is None or particle_set is None or findings.errors:
             raise InputError(format_findings(findings))
         sets[kind] = tomogram_set, particle_set, trajectories
-    return GeometrySource(options, sets, is_exact)
+    return GeometrySource(boxes, sets, is_exact)
 
 
 def _find_exact(table: ParticleTable, project: Path) -> NDArray[np.bool_]:
