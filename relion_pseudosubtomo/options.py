@@ -31,6 +31,7 @@ DIALECTS = {"relion4": False, "tomodrgn": True, "cryodrgn": True}
 #: Everything a run writes into the output directory itself.
 TOP_FILES = (
     "particles.star",
+    "particles_repaired.star",
     "dropped.star",
     "optimisation_set.star",
     "motion.star",

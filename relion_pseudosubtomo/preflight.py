@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -296,12 +297,14 @@ def _list_results(path: str) -> Iterator[str]:
 def _check_inputs_stay(options: JobOptions, files: OptimisationSet, findings: Findings) -> None:
     """Check that no input lies where results will be, which are removed before they are made."""
     given = (options.optimisation_set, files.particles, files.tomograms, files.trajectories)
-    outputs = {os.path.realpath(os.path.join(options.output, name)) for name in TOP_FILES}
-    for path in dict.fromkeys(path for path in given if path is not None):
-        if os.path.realpath(path) in outputs:
+    names = (*TOP_FILES, POSITIONS_FOLDER, *DIALECT_FOLDERS.values())
+    outputs = {os.path.realpath(os.path.join(options.output, name)) for name in names}
+    for path in dict.fromkeys(filter(None, given)):
+        real = Path(os.path.realpath(path))
+        if not outputs.isdisjoint(map(str, (real, *real.parents))):
             findings.error(
                 "input-replaced",
-                "input that this run would replace",
+                "input that this run would remove or replace",
                 file=path,
                 expected=f"files outside {options.output}",
             )

@@ -134,6 +134,22 @@ def test_particles_are_checked_without_tomograms(project):
     assert codes_in(errors_of(case.options(tomograms="t.star"))) == ["missing-file", "not-finite"]
 
 
+def test_optimisation_set_that_is_none(project):
+    """As for every option an empty one is none."""
+    job, _ = read_and_check(project().options(optimisation_set=""))
+    assert job.optimisation_set.particles == "particles.star"
+
+
+def test_input_in_a_folder_that_a_run_empties(project, monkeypatch):
+    case = project()
+    monkeypatch.chdir(case.path)
+    tables = case.path / "out" / "for_relion4"
+    tables.mkdir(parents=True)
+    shutil.copy("particles.star", tables)
+    text = errors_of(case.options(particles=str(tables / "particles.star"), overwrite=True))
+    assert "input-replaced" in codes_in(text)
+
+
 def test_no_input(project):
     project()
     assert codes_in(errors_of(JobOptions("out", 32, 32))) == ["missing-input"] * 2

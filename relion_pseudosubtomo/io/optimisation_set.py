@@ -70,7 +70,7 @@ def resolve(options: JobOptions, findings: Findings) -> OptimisationSet | None:
         None where there was an error.
     """
     entries: dict[str, str] | None = {}
-    if options.optimisation_set is not None:
+    if options.optimisation_set is not None and not is_absent(options.optimisation_set):
         entries = read_optimisation_set(options.optimisation_set, findings)
     given = (options.particles, options.tomograms, options.trajectories)
     if entries is None and is_absent(given[0]) | is_absent(given[1]):
