@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if given.o is not None:
             draw(average, reference, Path(given.o))
-    except PseudoSubtomoError as error:
+    except (PseudoSubtomoError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
     return 0
@@ -155,6 +155,8 @@ def draw(average: JobAverage, reference: Floats | None, path: Path) -> None:
         f"{average.n_particles} particles, box {len(average.volume)}, "
         f"pixel size {average.pixel_size:g} Å"
     )
+    if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+        raise UsageError(f"{path}: expected the name of a picture, as average.png")
     figure.savefig(path, dpi=DOTS_PER_INCH)
 
 

@@ -410,5 +410,12 @@ def test_command_line_writes_the_same_bytes_again(tmp_path: Path) -> None:
 def test_command_line_explains_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--o", str(tmp_path), "--particles", "1"]) == 1
-    assert "expected one or more in each of 2 tomograms" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    for words, message in (
+        (["--particles", "1"], "expected one or more in each of 2 tomograms"),
+        (["--seed", "-1"], "seed: expected 0 or more, found -1"),
+        (["--reference_box", "0"], "reference box: expected a number above 0, found 0"),
+        (["--o", str(tmp_path / "file" / "project")], "could not be made"),
+    ):
+        assert main(["--o", str(tmp_path), *words]) == 1
+        assert message in capsys.readouterr().err

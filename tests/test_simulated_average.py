@@ -257,6 +257,17 @@ def test_a_directory_without_results_is_refused(capsys: pytest.CaptureFixture[st
     assert "optimisation_set.star" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("small_project")
+def test_a_picture_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    extract("Extract/shown", "--b", "48", "--crop", "24", "--bin", "2", "--stack2d")
+    for name, message in (
+        ("average.doc", "expected the name of a picture"),
+        ("missing/average.png", "missing/average.png"),
+    ):
+        assert show_average(["Extract/shown", "--o", name]) == 1
+        assert message in capsys.readouterr().err
+
+
 # Centring
 
 

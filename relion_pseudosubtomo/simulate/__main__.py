@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         reference = Reference(given.reference_box, given.reference_angpix)
         write_project(make_dataset(settings), Path(given.o), given.layout, reference)
-    except PseudoSubtomoError as error:
+    except (PseudoSubtomoError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
     print(f"{settings.n_particles} particles in {settings.n_tomograms} tilt series: {given.o}")

@@ -91,6 +91,8 @@ class Settings:
         for name, value in positive.items():
             if not value > 0:
                 raise UsageError(f"{name}: expected a number above 0, found {value}")
+        if self.seed < 0:
+            raise UsageError(f"seed: expected 0 or more, found {self.seed}")
         if self.n_particles < self.n_tomograms:
             raise UsageError(
                 f"particles: expected one or more in each of {self.n_tomograms} tomograms, "

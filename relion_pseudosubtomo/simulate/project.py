@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relion_pseudosubtomo import labels
+from relion_pseudosubtomo.errors import UsageError
+from relion_pseudosubtomo.io.atomic import make_folder
 from relion_pseudosubtomo.io.mrc import write_mrc
 from relion_pseudosubtomo.io.star import StarTable, list_table, write_star
 from relion_pseudosubtomo.simulate.dataset import HAND, Dataset, Particles, TiltSeries
@@ -36,6 +38,12 @@ class Reference:
 
     box: int = 64
     pixel_size: float = 3.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be sampled."""
+        for name, value in (("box", self.box), ("voxel size", self.pixel_size)):
+            if not value > 0:
+                raise UsageError(f"reference {name}: expected a number above 0, found {value}")
 
 
 def write_project(
@@ -90,7 +98,7 @@ def write_project(
 
 
 def _make_room(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return path
 
 
