@@ -135,10 +135,10 @@ def run_and_kill(
 
 
 def assert_no_half_files(output: Path, whole: Path) -> None:
-    """Every image under a final name is complete."""
+    """Every image and container under a final name is complete."""
     expected = dict(list_contents(whole))
     for name, content in list_contents(output):
-        if name.endswith(".mrc") and ".tmp-" not in name:
+        if name.endswith((".mrc", ".h5")) and ".tmp-" not in name:
             assert content == expected[name], name
 
 
@@ -153,22 +153,34 @@ def time_one_run(launcher: Launcher) -> float:
 
 
 @pytest.mark.timeout(N_KILLS * TIME_LIMIT)
+@pytest.mark.parametrize(
+    ("kind", "n_kills"),
+    [([], N_KILLS), (["--hdf5", "--no_mrc"], N_KILLS // 2)],
+    ids=["MRC", "containers"],
+)
 def test_killed_ranks_at_random_moments(
-    finished: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+    finished: Path,
+    launcher: Launcher,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: list[str],
+    n_kills: int,
 ) -> None:
     """After SIGKILL of any rank the job ends, and continues to the same files.
 
     Half of the kills wait for a record: then a part of the work is done, however fast the machine.
     """
     monkeypatch.chdir(finished)
+    whole = Path("PS/killed_none")
+    done = run_serial(*OPTIMISATION_SET, *BOX, *kind, "--o", f"{whole}/", "--overwrite")
+    assert done.returncode == 0, done.stdout
     generator = random.Random(7)
     duration = time_one_run(launcher)
     n_hits, n_amid = 0, {"rank 0": 0, "another": 0}
-    for i in range(N_KILLS):
+    for i in range(n_kills):
         output = Path(f"PS/killed{i:02d}")
         n_ranks, continued = generator.choice([(2, 3), (3, 2), (3, 1), (2, 1)])
         rank = i % 2 * generator.randrange(1, n_ranks)  # rank 0 every other time
-        words = [*OPTIMISATION_SET, *BOX, "--o", f"{output}/"]
+        words = [*OPTIMISATION_SET, *BOX, *kind, "--o", f"{output}/"]
         at_random = partial(time.sleep, duration * generator.uniform(0.2, 1.0))
         wait = partial(wait_for_records, output) if i % 4 < 2 else at_random
         status, _, is_hit = run_and_kill(
@@ -176,22 +188,22 @@ def test_killed_ranks_at_random_moments(
         )
         if status != 0:
             if (output / "optimisation_set.star").exists():  # killed after the last file
-                assert_same_results(Path("PS/whole"), output)
+                assert_same_results(whole, output)
             elif output.exists():
-                assert_no_half_files(output, Path("PS/whole"))
+                assert_no_half_files(output, whole)
         done = run(
             [*launcher.command(continued), *words, "--only_do_unfinished"], launcher.environment
         )
         assert done.returncode == 0, done.stdout
-        assert_same_results(Path("PS/whole"), output)
+        assert_same_results(whole, output)
         if is_hit and status != 0:
             n_hits += 1
             summary = json.loads((output / "run_summary.json").read_text())
             is_amid = 0 < summary["n_done_before"] < summary["n_kept"]
             n_amid["another" if rank else "rank 0"] += is_amid
         shutil.rmtree(output)
-    assert n_hits >= N_KILLS // 2
-    assert min(n_amid.values()) >= N_KILLS // 10, n_amid
+    assert n_hits >= n_kills // 2
+    assert min(n_amid.values()) >= n_kills // 10, n_amid
 
 
 def test_a_lost_rank_is_replaced_where_the_launcher_lets_the_job_live(
