@@ -552,6 +552,13 @@ BAD = [
     warning(
         "dialect-ctf",
         nothing,
+        "rlnEvenZernike, which --for tomodrgn takes for 0 in tomograms.star, tomogram TS_01, ",
+        arguments=("--stack2d", "--for", "tomodrgn"),
+        case="aberrations_2d",
+    ),
+    warning(
+        "dialect-ctf",
+        nothing,
         "rlnTomoDefocusSlope, which --for tomodrgn takes for 1 in tomograms.star, tomogram TS_01, ",
         arguments=("--stack2d", "--for", "tomodrgn"),
         case="ctf_extra",

@@ -239,9 +239,13 @@ def test_what_a_dialect_cannot_express() -> None:
     assert check_model(plain, centre, "TS_01/1@2") == {"dialect-name": "error"}
     for offset, said in ((0.0, {}), (0.1, {"dialect-offsets": "error"})):
         assert check_model(plain, centre, offset=np.array([[0.0, offset, 0.0]])) == said
-    shifted = make_tomogram(phase_shift=np.array([0.0, 90.0, 0.0]))
-    assert check_model(shifted, centre) == {"dialect-ctf": "warning"}
-    assert check_model(make_tomogram(defocus_slope=0.9), centre) == {"dialect-ctf": "warning"}
+    for values in (
+        {"phase_shift": np.array([0.0, 90.0, 0.0])},
+        {"defocus_slope": 0.9},
+        {"ctf_bfactor": np.array([0.0, 20.0, 0.0])},
+        {"bfactor_per_dose": 1.0},
+    ):
+        assert check_model(make_tomogram(**values), centre) == {"dialect-ctf": "warning"}, values
 
 
 def test_negative_coordinates_are_left_out_of_tomodrgn(

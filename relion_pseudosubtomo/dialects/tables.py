@@ -182,14 +182,19 @@ def check_ctf(
     plan: Plan,
     findings: Findings,
 ) -> None:
-    """Warn of phase shifts and defocus slopes, which the programs that read stacks do not know."""
+    """Warn of what is in the CTF that the programs which read stacks do not know."""
     kept = kept_tomograms(tomogram_set, plan)
-    shifted = [tomogram.name for tomogram in kept if tomogram.phase_shift.any()]
-    sloped = [tomogram.name for tomogram in kept if tomogram.defocus_slope != 1]
-    for label, taken, names in (
-        (labels.PHASE_SHIFT, 0, shifted),
-        (labels.DEFOCUS_SLOPE, 1, sloped),
-    ):
+    aberrated = [bool(values.any()) for values in particle_set.optics.even_zernike]
+    is_aberrated = np.isin(particle_set.optics_row[plan.kept_rows], np.flatnonzero(aberrated))
+    owners = set(particle_set.tomogram[plan.kept_rows[is_aberrated]].tolist())
+    unknown = {
+        (labels.PHASE_SHIFT, 0): [t.name for t in kept if t.phase_shift.any()],
+        (labels.DEFOCUS_SLOPE, 1): [t.name for t in kept if t.defocus_slope != 1],
+        (labels.CTF_BFACTOR, 0): [t.name for t in kept if t.ctf_bfactor.any()],
+        (labels.BFACTOR_PER_DOSE, 0): [t.name for t in kept if t.bfactor_per_dose != 0],
+        (labels.EVEN_ZERNIKE, 0): [tomogram_set.tomograms[i].name for i in sorted(owners)],
+    }
+    for (label, taken), names in unknown.items():
         if names:
             findings.warning(
                 "dialect-ctf",
